@@ -1,0 +1,1 @@
+//! The one place where requests are padded and split.

@@ -1,0 +1,3 @@
+//! The ends of every graph, and the format that is none.
+
+pub mod memory;

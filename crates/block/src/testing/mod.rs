@@ -1,0 +1,1 @@
+//! The disk that driver authors test against.

@@ -1,0 +1,2 @@
+//! The blkproof binary.
+fn main() {}
