@@ -1,2 +1,71 @@
-//! The blkproof binary.
-fn main() {}
+//! The `blkproof` binary: arguments, sockets, progress and exit codes. What another program would want is in a library.
+
+mod graph;
+mod io;
+mod messages;
+mod runtime;
+
+mod completions;
+mod create;
+mod map;
+mod serve;
+mod verify;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+pub(crate) use graph::registry;
+
+/// A laboratory for block storage
+///
+/// Mirrors a driver against a reference and catches the first wrong sector, serves any image over NBD, and reads and
+/// writes qcow2, VDI and raw images.
+#[derive(Parser)]
+#[command(name = "blkproof", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    Verify(verify::VerifyArgs),
+    Compare(verify::CompareArgs),
+    Io(io::Args),
+    Create(create::Args),
+    Map(map::Args),
+    Completions(completions::CompletionsArgs),
+    Man(completions::ManArgs),
+}
+
+fn main() -> ExitCode {
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    if called_as_qemu_io(words.first()) {
+        words.remove(0);
+        return io::run(words, true);
+    }
+    // qemu-io's options may stand anywhere and repeat in ways of their own, so `io` reads its words itself.
+    if words.get(1).is_some_and(|word| word == "io") {
+        words.drain(..2);
+        return io::run(words, false);
+    }
+    match Cli::parse().command {
+        Command::Serve(args) => serve::run(args),
+        Command::Verify(args) => verify::run_verify(args),
+        Command::Compare(args) => verify::run_compare(args),
+        Command::Io(args) => io::run(args.words, false),
+        Command::Create(args) => create::run(args),
+        Command::Map(args) => map::run(args),
+        Command::Completions(args) => completions::run(&args, &mut Cli::command()),
+        Command::Man(args) => completions::run_man(&args, &Cli::command()),
+    }
+}
+
+/// Whether this program was started through a link called `qemu-io`, as the test suites of QEMU do.
+fn called_as_qemu_io(name: Option<&OsString>) -> bool {
+    name.and_then(|name| Path::new(name).file_name()).is_some_and(|name| name == "qemu-io")
+}
