@@ -1,0 +1,13 @@
+//! `cargo xtask check`: one command that runs what CI runs.
+
+use crate::{rules, shell};
+
+pub(crate) fn run() -> anyhow::Result<()> {
+    shell::run("cargo", &["fmt", "--all", "--check"])?;
+    rules::run()?;
+    shell::run("cargo", &["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])?;
+    shell::run("cargo", &["doc", "--workspace", "--no-deps", "--all-features", "--document-private-items"])?;
+    // The command-line tests run the binary, which therefore has to be there, with every feature.
+    shell::run("cargo", &["build", "--workspace", "--all-features", "--bins"])?;
+    shell::run("cargo", &["test", "--workspace", "--all-features"])
+}
