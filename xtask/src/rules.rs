@@ -17,7 +17,15 @@ struct Ban {
 const BANS: &[Ban] = &[
     Ban {
         crates: &["block", "formats", "verify", "nbd"],
-        words: &["Instant::now", "SystemTime", "thread::sleep", "thread::spawn", "tokio::time", "thread_rng", "getrandom"],
+        words: &[
+            "Instant::now",
+            "SystemTime",
+            "thread::sleep",
+            "thread::spawn",
+            "tokio::time",
+            "thread_rng",
+            "getrandom",
+        ],
         except: &[],
         why: "time, threads and randomness come from outside, so that a run can be repeated",
     },
@@ -72,9 +80,9 @@ fn banned_words(root: &Path) -> anyhow::Result<Vec<String>> {
                     continue;
                 }
                 let text = std::fs::read_to_string(&file).with_context(|| format!("reading {shown}"))?;
-                broken.extend(lines_with(&text, ban.words).map(|(line, word)| {
-                    format!("{shown}:{line}: `{word}`: {}", ban.why)
-                }));
+                broken.extend(
+                    lines_with(&text, ban.words).map(|(line, word)| format!("{shown}:{line}: `{word}`: {}", ban.why)),
+                );
             }
         }
     }
@@ -87,16 +95,13 @@ fn lines_with<'a>(text: &'a str, words: &'a [&'a str]) -> impl Iterator<Item = (
         .enumerate()
         .take_while(|(_, line)| !line.starts_with("#[cfg(test)]"))
         .filter(|(_, line)| !line.trim_start().starts_with("//"))
-        .filter_map(|(number, line)| {
-            words.iter().find(|word| holds_word(line, word)).map(|word| (number + 1, *word))
-        })
+        .filter_map(|(number, line)| words.iter().find(|word| holds_word(line, word)).map(|word| (number + 1, *word)))
 }
 
 /// Whether `word` stands in `line` and does not continue a longer name (`eprintln!` is not `println!`).
 fn holds_word(line: &str, word: &str) -> bool {
-    line.match_indices(word).any(|(at, _)| {
-        !line[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_')
-    })
+    line.match_indices(word)
+        .any(|(at, _)| !line[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_'))
 }
 
 fn dependency_order(root: &Path) -> anyhow::Result<Vec<String>> {
@@ -107,7 +112,8 @@ fn dependency_order(root: &Path) -> anyhow::Result<Vec<String>> {
         let dependencies = text.split("[dev-dependencies]").next().unwrap_or(&text);
         for later in &ORDER[place + 1..] {
             if dependencies.lines().any(|line| line.starts_with(&format!("blkproof-{later}"))) {
-                broken.push(format!("crates/{name} depends on crates/{later}, which comes after it in ARCHITECTURE.md"));
+                broken
+                    .push(format!("crates/{name} depends on crates/{later}, which comes after it in ARCHITECTURE.md"));
             }
         }
     }

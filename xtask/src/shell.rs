@@ -16,11 +16,8 @@ pub(crate) fn root() -> PathBuf {
 pub(crate) fn run<S: AsRef<OsStr>>(program: &str, args: &[S]) -> anyhow::Result<()> {
     let words: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect();
     eprintln!("$ {program} {}", words.join(" "));
-    let status = Command::new(program)
-        .args(args)
-        .current_dir(root())
-        .status()
-        .with_context(|| format!("starting {program}"))?;
+    let status =
+        Command::new(program).args(args).current_dir(root()).status().with_context(|| format!("starting {program}"))?;
     if !status.success() {
         bail!("`{program} {}` failed: {status}", words.join(" "));
     }
@@ -29,11 +26,8 @@ pub(crate) fn run<S: AsRef<OsStr>>(program: &str, args: &[S]) -> anyhow::Result<
 
 /// The standard output of a program run in the root.
 pub(crate) fn output<S: AsRef<OsStr>>(program: &str, args: &[S]) -> anyhow::Result<String> {
-    let output = Command::new(program)
-        .args(args)
-        .current_dir(root())
-        .output()
-        .with_context(|| format!("starting {program}"))?;
+    let output =
+        Command::new(program).args(args).current_dir(root()).output().with_context(|| format!("starting {program}"))?;
     if !output.status.success() {
         bail!("{program} failed: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
     }
