@@ -3,9 +3,12 @@
 //! The syntax is QEMU's: a path, `nbd://…`, `blkverify:RAW:TEST`, `json:{…}`, or `driver=…,file.driver=…`. All of them
 //! become one [`Options`] tree, from which a [`Registry`] of [`Driver`]s builds the nodes, leaves first.
 
+mod open;
 mod options;
 mod registry;
+mod syntax;
 
+pub use open::GRAPH_DEPTH_MAX;
 pub use options::{OptionError, Options, Value};
 pub use registry::{CacheMode, Driver, DriverKind, OpenContext, OpenError, OpenFlags, Registry};
 

@@ -5,6 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Groups may be nested this deep; a deeper tree (from a hostile `json:` name inside an image) is refused.
+pub(super) const DEPTH_MAX: usize = 32;
+
 /// One option.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Value {
@@ -87,6 +90,19 @@ impl Options {
         self
     }
 
+    /// Adds the options of `other`; where both have one, this one's stays.
+    ///
+    /// For a filename that brings options along (`nbd://…`) beside options given one by one.
+    #[must_use]
+    pub fn or(mut self, other: Self) -> Self {
+        for (key, value) in other.entries {
+            self.entries.entry(key).or_insert(value);
+        }
+        let path = std::mem::take(&mut self.path);
+        self.set_path(&path);
+        self
+    }
+
     /// Whether nothing is left.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -162,11 +178,7 @@ impl Options {
     ///
     /// # Errors
     /// On any other word; the message lists the words.
-    pub fn take_choice<T: Copy>(
-        &mut self,
-        key: &'static str,
-        choices: &[(&str, T)],
-    ) -> Result<Option<T>, OptionError> {
+    pub fn take_choice<T: Copy>(&mut self, key: &'static str, choices: &[(&str, T)]) -> Result<Option<T>, OptionError> {
         let words: Vec<String> = choices.iter().map(|(word, _)| format!("'{word}'")).collect();
         self.take_with(key, &format!("one of {}", words.join(", ")), |text| {
             choices.iter().find(|(word, _)| *word == text).map(|(_, choice)| *choice)
@@ -188,6 +200,44 @@ impl Options {
                 Some(tree)
             }
         }
+    }
+
+    /// Takes a list of groups, as in `inject-error.0.event=…,inject-error.1.event=…` or a JSON array.
+    ///
+    /// A single group may stand without its number. An absent list is empty.
+    ///
+    /// # Errors
+    /// If the option is a scalar, or numbers are missing.
+    pub fn take_list(&mut self, key: &'static str) -> Result<Vec<Self>, OptionError> {
+        self.asked.insert(key);
+        let mut tree = match self.entries.remove(key) {
+            None => return Ok(Vec::new()),
+            Some(Value::Text(text)) => return Err(self.bad(key, "a list of groups of options", &text)),
+            Some(Value::Tree(tree)) => tree,
+        };
+        tree.set_path(&self.full_name(key));
+        if tree.entries.keys().any(|name| name.parse::<usize>().is_err()) {
+            return Ok(vec![tree]);
+        }
+        let mut list = Vec::new();
+        for index in 0..tree.entries.len() {
+            match tree.entries.remove(&index.to_string()) {
+                Some(Value::Tree(item)) => list.push(item),
+                Some(Value::Text(text)) => return Err(tree.bad(&index.to_string(), "a group of options", &text)),
+                None => return Err(self.bad(key, "a list numbered from 0 without gaps", "one with a gap")),
+            }
+        }
+        Ok(list)
+    }
+
+    /// The full name of an option of this group, for messages: `file.image.filename`.
+    pub fn full_name(&self, key: &str) -> String {
+        join(&self.path, key)
+    }
+
+    /// Where this group stands in the whole tree: `file.image`; empty at the top.
+    pub fn path(&self) -> &str {
+        &self.path
     }
 
     /// Refuses whatever was not taken.
@@ -220,16 +270,62 @@ impl Options {
         OptionError::Value { option: self.full_name(key), expected: expected.to_owned(), value: value.to_owned() }
     }
 
-    fn full_name(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    /// Looks at a value, a tree included, without taking it.
+    pub(super) fn value(&self, key: &str) -> Option<&Value> {
+        self.entries.get(key)
     }
 
-    fn set_path(&mut self, path: &str) {
+    /// Takes a value whatever its shape.
+    pub(super) fn remove(&mut self, key: &'static str) -> Option<Value> {
+        self.asked.insert(key);
+        self.entries.remove(key)
+    }
+
+    /// The group of that name, made if there is none; `None` if there is a scalar.
+    pub(super) fn group_mut(&mut self, key: &str) -> Option<&mut Self> {
+        match self.entries.entry(key.to_owned()).or_insert_with(|| Value::Tree(Self::new())) {
+            Value::Tree(tree) => Some(tree),
+            Value::Text(_) => None,
+        }
+    }
+
+    /// Sets a value or adds to a group; refuses to make a group of a scalar or the other way round.
+    pub(super) fn put(&mut self, key: &str, value: Value) -> Result<(), ()> {
+        match (self.entries.get_mut(key), value) {
+            (None, value) => {
+                self.entries.insert(key.to_owned(), value);
+            }
+            (Some(Value::Text(old)), Value::Text(new)) => *old = new,
+            (Some(Value::Tree(old)), Value::Tree(new)) => {
+                for (key, value) in new.entries {
+                    old.put(&key, value)?;
+                }
+            }
+            _ => return Err(()),
+        }
+        Ok(())
+    }
+
+    /// Levels of groups, this one included.
+    pub(super) fn depth(&self) -> usize {
+        let below = self.entries.values().map(|value| match value {
+            Value::Tree(tree) => tree.depth(),
+            Value::Text(_) => 0,
+        });
+        below.max().unwrap_or(0).saturating_add(1)
+    }
+
+    /// Says where in the whole tree this group stands, for itself and everything in it.
+    pub(super) fn set_path(&mut self, path: &str) {
         path.clone_into(&mut self.path);
         for (key, value) in &mut self.entries {
             if let Value::Tree(tree) = value {
-                tree.set_path(&format!("{path}.{key}"));
+                tree.set_path(&join(path, key));
             }
         }
     }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }

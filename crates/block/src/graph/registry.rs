@@ -57,6 +57,8 @@ pub struct OpenFlags {
     pub allow_backing: bool,
     /// Do not lock the file against other programs (`-U`); read-only graphs only.
     pub force_share: bool,
+    /// How many nodes stand above the one being opened; kept by [`OpenContext::open`], 0 at the top.
+    pub depth: u32,
 }
 
 impl Default for OpenFlags {
@@ -67,6 +69,7 @@ impl Default for OpenFlags {
             unmap: true,
             allow_backing: false,
             force_share: false,
+            depth: 0,
         }
     }
 }
@@ -78,10 +81,12 @@ pub enum OpenError {
     #[error(transparent)]
     Option(#[from] OptionError),
     /// No driver of that name.
-    #[error("unknown driver '{name}'{}", nearest.as_ref().map(|n| format!("; did you mean '{n}'?")).unwrap_or_default())]
+    #[error("unknown driver '{name}'{}{}", option.as_ref().map(|o| format!(" in option '{o}'")).unwrap_or_default(), nearest.as_ref().map(|n| format!("; did you mean '{n}'?")).unwrap_or_default())]
     UnknownDriver {
         /// The name asked for.
         name: String,
+        /// The option that named it, with its full path.
+        option: Option<String>,
         /// The nearest one there is.
         nearest: Option<String>,
     },
@@ -186,7 +191,18 @@ impl Registry {
     pub fn driver(&self, name: &str) -> Result<&dyn Driver, OpenError> {
         self.drivers.get(name).map(Rc::as_ref).ok_or_else(|| OpenError::UnknownDriver {
             name: name.to_owned(),
+            option: None,
             nearest: crate::graph::nearest(name, self.drivers.keys().copied()),
+        })
+    }
+
+    /// The driver that the group `options` names.
+    pub(super) fn driver_of(&self, name: &str, options: &Options) -> Result<&dyn Driver, OpenError> {
+        self.driver(name).map_err(|error| match error {
+            OpenError::UnknownDriver { name, nearest, .. } if !options.path().is_empty() => {
+                OpenError::UnknownDriver { name, option: Some(options.full_name("driver")), nearest }
+            }
+            error => error,
         })
     }
 
