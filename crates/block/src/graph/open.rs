@@ -81,7 +81,7 @@ impl OpenContext<'_> {
                 let named = Options::from_filename(name, self.registry)?;
                 // A json: name without a driver of its own describes the same node as the options beside it.
                 let describes_this = named.text("driver").is_none();
-                let is_path = named.text("driver") == Some(FILE);
+                let is_path = is_path(name, &named);
                 if describes_this || (kind.is_none() && !is_path && options.value(FILE).is_none()) {
                     return Ok(options.or(named));
                 }
@@ -160,7 +160,7 @@ impl OpenContext<'_> {
         };
         if let Some(name) = name {
             let named = Options::from_filename(&name, self.registry)?;
-            let is_path = named.text("driver") == Some(FILE);
+            let is_path = is_path(&name, &named);
             if named.text("driver").is_some() && !(is_path && probed_names) {
                 return Ok(options.or(named));
             }
@@ -226,6 +226,11 @@ impl OpenContext<'_> {
     pub fn read_only(&self) -> Self {
         Self { flags: OpenFlags { read_only: true, ..self.flags }, ..*self }
     }
+}
+
+/// Whether `name`, which reads as `named`, is a plain path; JSON that asks for the driver `file` is more than that.
+fn is_path(name: &str, named: &Options) -> bool {
+    named.text("driver") == Some(FILE) && !name.starts_with("json:")
 }
 
 impl OpenFlags {
