@@ -1,1 +1,33 @@
-//! The disk that driver authors test against.
+//! The disk that driver authors test against, and what judges their drivers on it.
+//!
+//! - [`TestDisk`]: a disk in memory whose requests can be held, failed, half done, dropped and landed late, step by
+//!   step or by a seed, and which writes down everything that happened.
+//! - [`Executor`] and [`block_on`]: run futures on one thread; with a seed, every ready task and every parked disk
+//!   step is a choice, and the same seed makes the same choices.
+//!
+//! ```
+//! use blkproof_block::testing::{Action, OpKind, Rule, TestDisk, block_on};
+//! use blkproof_block::{BlockDevice, Errno, IoError, WriteFlags};
+//!
+//! let disk = TestDisk::new(4096);
+//! disk.add_rule(Rule::new(Action::FailBefore(IoError::new(Errno::NOSPC))).kind(OpKind::Write).nth(2));
+//! block_on(async {
+//!     disk.write(0, &[1; 512], WriteFlags::empty()).await.unwrap();
+//!     assert_eq!(disk.write(0, &[2; 512], WriteFlags::empty()).await.unwrap_err().errno, Errno::NOSPC);
+//! });
+//! assert_eq!(disk.log().ops().len(), 2);
+//! ```
+//!
+//! Nothing here reads a clock, starts a thread or draws a number that the seed does not determine.
+#![allow(clippy::cast_possible_truncation, reason = "test support: sizes are those of images held in memory")]
+
+mod choice;
+mod disk;
+mod executor;
+mod log;
+pub mod stamp;
+
+pub use choice::{Choices, hash};
+pub use disk::{Action, DiscardEffect, DrainPolicy, Rule, Stage, TestDisk};
+pub use executor::{Executor, JoinHandle, Stuck, TaskId, block_on};
+pub use log::{Entry, Log, Op, OpId, OpKind, Step};
