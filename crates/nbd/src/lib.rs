@@ -1,1 +1,12 @@
-//! blkproof-nbd
+//! The NBD protocol: a codec, a server and a client.
+//!
+//! The codec is sans-IO: [`handshake`] and [`transmission`] turn bytes into values and back and can be fuzzed or
+//! simulated like anything else. [`server`] runs connections over any stream for any [`Node`](blkproof_block::Node);
+//! [`client`] is a block device over any stream. This crate opens no socket.
+
+pub mod client;
+pub mod errors;
+pub mod handshake;
+pub mod server;
+pub mod transmission;
+pub mod wire;
