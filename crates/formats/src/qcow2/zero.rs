@@ -221,7 +221,8 @@ impl<D: BlockDevice> Qcow2<D> {
     /// Takes whole clusters out of the map: unallocated where nothing lies below, else zero.
     pub(crate) async fn unmap_clusters(&self, start: u64, stop: u64) -> Result<()> {
         let mut at = start;
-        let backed = self.has_backing();
+        // In version 2 only a resize comes here with a backing file, for clusters that are out of sight.
+        let backed = self.has_backing() && self.geometry.version >= 3;
         while at < stop {
             let slot = self.l1_slot(at);
             let end = stop.min(self.slot_end(slot));
