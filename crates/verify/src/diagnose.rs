@@ -160,8 +160,9 @@ mod tests {
     #[test]
     fn differing_sectors_are_merged_and_cut_at_the_request() {
         let a = vec![0u8; 4096];
-        // at, differing byte indices, first bad, ranges
-        let table: [(u64, &[usize], u64, &[(u64, u64)]); 6] = [
+        /// Where the buffers begin, differing byte indices, first bad byte, ranges.
+        type Row = (u64, &'static [usize], u64, &'static [(u64, u64)]);
+        let table: [Row; 6] = [
             (0, &[0], 0, &[(0, 512)]),
             (0, &[511, 512], 511, &[(0, 1024)]),
             (0, &[4095], 4095, &[(3584, 4096)]),

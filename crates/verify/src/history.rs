@@ -15,6 +15,8 @@
 
 use std::rc::Rc;
 
+use blkproof_block::ByteRange;
+
 use crate::fingerprint::Fingerprint;
 use crate::mismatch::RequestKind;
 use crate::{SECTOR, SECTOR_LEN, len_of};
@@ -57,6 +59,8 @@ pub struct Version {
     pub kind: RequestKind,
     /// How it ended.
     pub outcome: Outcome,
+    /// The sectors that operation covered, as far as one entry of the log tells (512 KiB at most).
+    pub sectors: ByteRange,
     /// What the sector then held; `None` where the operation covered a part of the sector only.
     pub content: Option<Fingerprint>,
 }
@@ -199,8 +203,8 @@ impl History {
         let end = at.saturating_add(len);
         let (first, last) = (at / SECTOR, (end - 1) / SECTOR);
         let mut flags = 0u64;
-        let partial_head = at % SECTOR != 0;
-        let partial_tail = end % SECTOR != 0 && end < size;
+        let partial_head = !at.is_multiple_of(SECTOR);
+        let partial_tail = !end.is_multiple_of(SECTOR) && end < size;
         let one = first == last;
         let Payload::Data(data) = payload else {
             flags |= u64::from(partial_head || (one && partial_tail)) | u64::from(partial_tail) << 1;
@@ -281,7 +285,8 @@ impl History {
 
     fn version(&self, stored: &Stored<'_>, content: Option<Fingerprint>) -> Version {
         let Entry { op, time_ns, client, kind, outcome } = stored.entry;
-        Version { op, time_ns, client: self.client_name(client), kind, outcome, content }
+        let sectors = ByteRange { start: stored.first * SECTOR, end: (stored.first + stored.count) * SECTOR };
+        Version { op, time_ns, client: self.client_name(client), kind, outcome, sectors, content }
     }
 
     /// Makes room for `len` words in one piece and returns their index.

@@ -280,6 +280,14 @@ impl fmt::Display for Mismatch {
                     }
                     write!(f, "{comma}{range}")?;
                 }
+                if let Some((version, cut)) = self.torn_write() {
+                    write!(
+                        f,
+                        "\n  {} reached test up to {}, and nothing of it from there on",
+                        Story(version),
+                        ByteOffset(cut)
+                    )?;
+                }
                 for sector in sectors.iter().take(SECTORS_SHOWN) {
                     self.write_sector(f, sector)?;
                 }
@@ -299,9 +307,28 @@ impl fmt::Display for Mismatch {
     }
 }
 
+impl Mismatch {
+    /// The write that was torn between sectors, and the first byte that did not arrive: as far as this request looked,
+    /// its first sectors are right and all the others older.
+    pub fn torn_write(&self) -> Option<(&Version, u64)> {
+        let Difference::Content { ranges, sectors, .. } = &self.difference else { return None };
+        let (first, range) = (sectors.first()?, ranges.first()?);
+        let version = first.last_write.as_ref()?;
+        let begins_before = version.sectors.start.max(self.request.at) < range.start;
+        let ends = version.sectors.end.min(self.request.at.saturating_add(self.request.len));
+        let lost_to_its_end = ranges.len() == 1 && range.end >= ends.saturating_sub(ends % SECTOR);
+        let all_older = sectors.iter().all(|sector| {
+            let same = sector.last_write.as_ref().is_some_and(|last| last.op == version.op);
+            !same || matches!(sector.diagnosis, Diagnosis::Stale { .. } | Diagnosis::Zeroes)
+        });
+        (begins_before && lost_to_its_end && all_older).then_some((version, range.start))
+    }
+}
+
 const RANGES_SHOWN: usize = 16;
 const SECTORS_SHOWN: usize = 2;
 const ROWS_SHOWN: usize = 8;
+const BITS_SHOWN: usize = 8;
 const ROW: usize = 8;
 
 impl Mismatch {
@@ -320,10 +347,14 @@ impl Mismatch {
         match sector.bits_differing {
             0 => {}
             n if sector.bits.len() == n as usize => {
-                write!(f, "\n    {n} {} differ:", if n == 1 { "bit" } else { "bits" })?;
-                for flip in &sector.bits {
+                write!(f, "\n    {n} {}: ", if n == 1 { "bit differs" } else { "bits differ" })?;
+                for (index, flip) in sector.bits.iter().take(BITS_SHOWN).enumerate() {
+                    let semicolon = if index == 0 { "" } else { "; " };
                     let (is, should) = (u8::from(!flip.expected), u8::from(flip.expected));
-                    write!(f, " byte {} bit {} is {is} not {should};", ByteOffset(flip.at), flip.bit)?;
+                    write!(f, "{semicolon}byte {} bit {} is {is} not {should}", ByteOffset(flip.at), flip.bit)?;
+                }
+                if sector.bits.len() > BITS_SHOWN {
+                    f.write_str("; …")?;
                 }
             }
             n => write!(f, "\n    {n} bits differ")?,

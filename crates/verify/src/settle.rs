@@ -294,5 +294,5 @@ fn sectors_of(range: ByteRange) -> impl Iterator<Item = ByteRange> {
 
 /// Whether `sector` covers a sector, or what the end of the device leaves of one.
 fn is_whole(sector: ByteRange, size: u64) -> bool {
-    sector.start % SECTOR == 0 && (sector.len() == SECTOR || sector.end == size)
+    sector.start.is_multiple_of(SECTOR) && (sector.len() == SECTOR || sector.end == size)
 }
