@@ -219,6 +219,7 @@ struct Comparison<'a, A, B> {
     b: Extents<'a, B>,
     options: CompareOptions<'a>,
     report: Report,
+    start: u64,
     end: u64,
 }
 
@@ -236,19 +237,19 @@ pub async fn compare<A: BlockDevice, B: BlockDevice>(
     let report = Report { size_a, size_b, strict: options.strict, ..Report::default() };
     let a = Extents { device: a, side: Side::A, size: size_a, known: None };
     let b = Extents { device: b, side: Side::B, size: size_b, known: None };
-    let mut comparison = Comparison { a, b, options, report, end };
-    comparison.run(range.start).await;
+    let mut comparison = Comparison { a, b, options, report, start: range.start, end };
+    comparison.run().await;
     comparison.report
 }
 
 impl<A: BlockDevice, B: BlockDevice> Comparison<'_, A, B> {
-    async fn run(&mut self, start: u64) {
+    async fn run(&mut self) {
         // Two pairs of buffers: one is filled while the other is compared.
         let mut buffers: [Vec<u8>; 4] = std::array::from_fn(|_| Vec::new());
         let [a0, b0, a1, b1] = &mut buffers;
         let (mut current, mut next) = ((a0, b0), (a1, b1));
         let mut waiting: Option<Piece> = None;
-        let mut at = start;
+        let mut at = self.start;
         loop {
             let gives_up = self.report.errors.len() >= ERRORS || self.options.stop.is_some_and(|stop| stop());
             let piece = if gives_up { None } else { self.next_piece(&mut at, waiting.is_some()).await };
@@ -404,6 +405,9 @@ impl<A: BlockDevice, B: BlockDevice> Comparison<'_, A, B> {
     fn note(&mut self, piece: Piece, differing: Vec<ByteRange>) {
         self.report.bytes_read += piece.range.len();
         for range in differing {
+            // A device may end inside a sector, and a piece with it.
+            let sectors = range.aligned_out(SECTOR);
+            let range = ByteRange { start: sectors.start.max(self.start), end: sectors.end.min(self.end) };
             push_range(&mut self.report.differing, range);
         }
         self.progress(piece.range.len());

@@ -1,6 +1,6 @@
 //! Dropping a mirrored request at any point leaves both sides in step, and so does any mix of overlapping requests,
 //! faults and drops. Without the range lock it does not: the tests can tell.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation, clippy::type_complexity)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Planted faults: a TEST that goes wrong the way disks and drivers do, and what the mirror says of it.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation, clippy::type_complexity)]
 
 mod common;
 

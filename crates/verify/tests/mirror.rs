@@ -1,5 +1,5 @@
 //! What the mirror does with each kind of request: both sides get it, outcomes are compared, policies decide.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::type_complexity)]
 
 mod common;
 
