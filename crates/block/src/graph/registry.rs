@@ -98,6 +98,17 @@ pub enum OpenError {
         /// The failure.
         source: IoError,
     },
+    /// Another program uses the file.
+    #[error(
+        "Could not open '{filename}': failed to get {lock} lock: another process is using the file\n\
+         hint: end that process first; a file that is written to can be read with -U (force-share)"
+    )]
+    Locked {
+        /// The file.
+        filename: String,
+        /// What could not be had, in QEMU's words: `"write"`, `shared "write"`, `"consistent read"`.
+        lock: String,
+    },
     /// The image is not what the driver takes: damaged, unsupported, or something else altogether.
     #[error("{0}")]
     Image(String),
@@ -117,6 +128,7 @@ impl OpenError {
         match self {
             Self::Io { source, .. } => source.errno,
             Self::UnknownDriver { .. } => Errno::NOENT,
+            Self::Locked { .. } => Errno::AGAIN,
             Self::Option(_) | Self::Image(_) | Self::Usage(_) => Errno::INVAL,
         }
     }

@@ -7,6 +7,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use crate::device::{BlockDevice, Preallocation, WriteFlags, ZeroFlags, check_bounds};
+use crate::graph::{Driver, DriverKind, OpenContext, OpenError, OptionError, Options};
+use crate::node::{LocalBoxFuture, Node};
 use crate::units::ByteRange;
 use crate::{BlockStatus, Capabilities, DeviceInfo, IoError, Result};
 
@@ -115,6 +117,36 @@ impl BlockDevice for Memory {
 
     async fn drain(&self) -> Result<()> {
         Ok(())
+    }
+}
+
+/// The driver `memory`: a disk of `size` zero bytes that lives as long as its graph.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MemoryDriver;
+
+impl Driver for MemoryDriver {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn kind(&self) -> DriverKind {
+        DriverKind::Protocol
+    }
+
+    fn open<'a>(
+        &'a self,
+        mut options: Options,
+        context: &'a OpenContext<'a>,
+    ) -> LocalBoxFuture<'a, Result<Node, OpenError>> {
+        Box::pin(async move {
+            let size = options.take_size("size")?.ok_or_else(|| OptionError::Missing {
+                option: options.full_name("size"),
+                driver: "memory".to_owned(),
+            })?;
+            options.finish("memory")?;
+            let memory = Memory::new(size);
+            Ok(Node::new(if context.flags.read_only { memory.read_only() } else { memory }))
+        })
     }
 }
 
