@@ -170,7 +170,7 @@ impl IoError {
     #[must_use]
     pub fn rebase(mut self, below: u64, above: u64) -> Self {
         if let Some(bad) = self.first_bad {
-            let delta = bad.0.checked_sub(below).unwrap_or(0);
+            let delta = bad.0.saturating_sub(below);
             self.first_bad = Some(ByteOffset(above.saturating_add(delta)));
         }
         self

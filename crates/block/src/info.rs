@@ -34,6 +34,9 @@ impl DeviceInfo {
 }
 
 /// The requests a node takes as they are. [`Aligned`](crate::align::Aligned) splits and pads everything else.
+///
+/// A size need not be a multiple of the alignments: a request may also end exactly at the end of the device, or, on a
+/// node that [`GROWS`](Capabilities::GROWS), beyond it. Its offset is aligned even then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Offsets and lengths of reads and writes are multiples of this power of two.

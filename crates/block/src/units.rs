@@ -64,7 +64,7 @@ impl ByteRange {
         let mask = alignment.saturating_sub(1);
         let end = match self.end.checked_add(mask) {
             Some(end) => end & !mask,
-            None => u64::MAX & !mask,
+            None => !mask,
         };
         Self { start: self.start & !mask, end }
     }

@@ -8,7 +8,7 @@ use blkproof_block::graph::{
     CacheMode, Driver, DriverKind, OpenContext, OpenError, OpenFlags, OptionError, Options, Registry, Value,
 };
 use blkproof_block::nodes::memory::Memory;
-use blkproof_block::{BlockDevice, LocalBoxFuture, Node};
+use blkproof_block::{LocalBoxFuture, Node};
 use futures_lite::future::block_on;
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@
 
 use super::syntax::FILE;
 use super::{CacheMode, DriverKind, OpenContext, OpenError, OpenFlags, OptionError, Options, Value};
+use crate::align::Aligned;
 use crate::{BlockDevice, Node};
 
 /// Nodes that may stand on top of each other. A chain of backing images that runs in a circle ends here.
@@ -107,7 +108,7 @@ impl OpenContext<'_> {
     /// Opens the node that `options` describe, and its children first. See the [module](super) for what is probed.
     ///
     /// Drivers call it for their children: `context.open(options.take_child("file")…)`. A node whose
-    /// [`Limits`](crate::Limits) need help comes wrapped in [`Aligned`](crate::align::Aligned), so whoever stands above may send any request.
+    /// [`Limits`](crate::Limits) need help comes wrapped in [`Aligned`], so whoever stands above may send any request.
     ///
     /// The options every node has are taken here: `driver`, `node-name`, `read-only`, `auto-read-only`, `force-share`,
     /// `discard`, `detect-zeroes` (`off`), `cache.direct`, `cache.no-flush`. They hold for the node and for what is
@@ -142,7 +143,7 @@ impl OpenContext<'_> {
             options = options.with_child(FILE, Options::from_filename(&filename, self.registry)?);
         }
         let below = Self { flags: OpenFlags { depth: here.flags.depth.saturating_add(1), ..here.flags }, ..here };
-        driver.open(options, &below).await
+        Ok(Aligned::wrap(driver.open(options, &below).await?))
     }
 
     /// Fills in `driver` for a node that was named without it.
