@@ -5,8 +5,12 @@
 //! [`client`] is a block device over any stream. This crate opens no socket.
 
 pub mod client;
+pub mod driver;
 pub mod errors;
 pub mod handshake;
 pub mod server;
+#[cfg(feature = "tls")]
+pub mod tls;
 pub mod transmission;
+pub mod uri;
 pub mod wire;
