@@ -521,11 +521,13 @@ impl TestDisk {
         let (op, refused) = {
             let mut state = self.0.borrow_mut();
             let id = OpId(state.log.ops.len() as u64);
-            let op = Rc::new(draft.into_op(id));
-            state.log.ops.push(op.clone());
-            state.note(id, Step::Submit);
+            let mut op = draft.into_op(id);
             state.check_limits(&op);
             let refused = state.check_end(&op);
+            op.refused = refused.is_err();
+            let op = Rc::new(op);
+            state.log.ops.push(op.clone());
+            state.note(id, Step::Submit);
             (op, refused)
         };
         let action = match refused {
@@ -826,7 +828,7 @@ impl Draft {
     fn into_op(self, id: OpId) -> Op {
         let Self { kind, range, data, write_flags, zero_flags, event, size } = self;
         let fua = write_flags.contains(WriteFlags::FUA) || zero_flags.contains(ZeroFlags::FUA);
-        Op { id, kind, range, data, fua, write_flags, zero_flags, event, size }
+        Op { id, kind, range, data, fua, write_flags, zero_flags, event, size, refused: false }
     }
 }
 

@@ -53,6 +53,19 @@ pub struct Op {
     pub event: Option<Event>,
     /// The size a resize asks for.
     pub size: Option<u64>,
+    /// It reached past the end of the disk: no part of it can ever be done.
+    pub refused: bool,
+}
+
+impl Op {
+    /// Copies what this request wants in `range`, a piece of its own, over `buf`. Zeroes and discards want zeroes.
+    pub(crate) fn content(&self, range: ByteRange, buf: &mut [u8]) {
+        let from = range.start.saturating_sub(self.range.start) as usize;
+        match self.data.as_ref().and_then(|data| data.get(from..from + buf.len())) {
+            Some(data) => buf.copy_from_slice(data),
+            None => buf.fill(0),
+        }
+    }
 }
 
 impl std::fmt::Display for Op {

@@ -4,6 +4,9 @@
 //!   step or by a seed, and which writes down everything that happened.
 //! - [`Executor`] and [`block_on`]: run futures on one thread; with a seed, every ready task and every parked disk
 //!   step is a choice, and the same seed makes the same choices.
+//! - [`crash_states`]: the disks a power cut may leave behind (CM 5).
+//! - [`Model`]: what a client may read, during a run and after a crash (CM 4, 5.6).
+//! - [`workload::run`]: all of the above against any driver: random concurrent requests, faults, cancels, judged.
 //!
 //! ```
 //! use blkproof_block::testing::{Action, OpKind, Rule, TestDisk, block_on};
@@ -22,12 +25,17 @@
 #![allow(clippy::cast_possible_truncation, reason = "test support: sizes are those of images held in memory")]
 
 mod choice;
+mod crash;
 mod disk;
 mod executor;
 mod log;
+mod model;
 pub mod stamp;
+pub mod workload;
 
 pub use choice::{Choices, hash};
+pub use crash::{CrashState, CrashStates, crash_states, interesting_points};
 pub use disk::{Action, DiscardEffect, DrainPolicy, Rule, Stage, TestDisk};
 pub use executor::{Executor, JoinHandle, Stuck, TaskId, block_on};
 pub use log::{Entry, Log, Op, OpId, OpKind, Step};
+pub use model::{AfterCrash, ChangeId, FlushId, Instant, Model, Violation};
