@@ -415,7 +415,8 @@ impl TestDisk {
             let scheduled = state.scheduled;
             let pending = state.live.get_mut(&id).filter(|pending| pending.done.is_none());
             let pending = pending.unwrap_or_else(|| panic!("request {id:?} is not parked"));
-            *pending.gate() = if scheduled { Gate::Scheduled } else { Gate::Open };
+            let steps = scheduled && pending.op.kind != OpKind::Event;
+            *pending.gate() = if steps { Gate::Scheduled } else { Gate::Open };
         }
         self.advance(id);
     }
