@@ -2,6 +2,69 @@
 //!
 //! The syntax is QEMU's: a path, `nbd://…`, `blkverify:RAW:TEST`, `json:{…}`, or `driver=…,file.driver=…`. All of them
 //! become one [`Options`] tree, from which a [`Registry`] of [`Driver`]s builds the nodes, leaves first.
+//!
+//! | given to [`open`](OpenContext::open) | becomes |
+//! |---|---|
+//! | `driver` | that driver; a *format* with a `filename` gets the node of that name as its `file` |
+//! | a child `file`, `data-file`, `image` or `raw` with nothing but a `filename` | the node the name says, never probed |
+//! | a plain path, `file:PATH`, or a `file` group without `driver` beside it | probed: the first format that knows the first 4 KiB |
+//! | any other name (`nbd://…`, `blkverify:…`, `json:` with a driver) | the node the name says, as it stands |
+//!
+//! Probing never ends in a *writable* raw image: whoever can write a raw disk can write the header of another format
+//! into it, and would be obeyed at the next open. For reading alone the guess does no harm.
+//!
+//! Every node with [`Limits`](crate::Limits) comes wrapped in [`Aligned`](crate::align::Aligned).
+//!
+//! # Example
+//! A program registers its drivers and opens what the user typed; a driver opens its children in the same way.
+//! ```
+//! use blkproof_block::graph::{Driver, DriverKind, OpenContext, OpenError, OpenFlags, Options, Registry};
+//! use blkproof_block::nodes::memory::Memory;
+//! use blkproof_block::{BlockDevice, LocalBoxFuture, Node};
+//!
+//! /// `ram://SIZE`, or `driver=ram,size=SIZE`.
+//! struct Ram;
+//!
+//! impl Driver for Ram {
+//!     fn name(&self) -> &'static str {
+//!         "ram"
+//!     }
+//!
+//!     fn kind(&self) -> DriverKind {
+//!         DriverKind::Protocol
+//!     }
+//!
+//!     fn parse_filename(&self, name: &str) -> Option<Result<Options, blkproof_block::graph::OptionError>> {
+//!         Some(Ok(Options::new().with("size", name.strip_prefix("ram://")?)))
+//!     }
+//!
+//!     fn open<'a>(
+//!         &'a self,
+//!         mut options: Options,
+//!         _context: &'a OpenContext<'a>, // a driver with children: context.open(options.take_child("file")…)
+//!     ) -> LocalBoxFuture<'a, Result<Node, OpenError>> {
+//!         Box::pin(async move {
+//!             let size = options.take_size("size")?.unwrap_or(1 << 20);
+//!             options.finish(self.name())?; // whatever is left was a mistake
+//!             Ok(Node::new(Memory::new(size)))
+//!         })
+//!     }
+//! }
+//!
+//! let mut registry = Registry::new();
+//! registry.add(Ram);
+//! let context = OpenContext { registry: &registry, flags: OpenFlags::default() };
+//! futures_lite::future::block_on(async {
+//!     for (name, image_opts) in [("ram://64k", false), ("json:{'driver':'ram','size':65536}", false), ("driver=ram,size=64k", true)] {
+//!         let node = context.open_image(name, None, image_opts).await?;
+//!         assert_eq!(node.info().size, 65536);
+//!     }
+//!     let error = context.open_image("driver=ram,sise=64k", None, true).await.unwrap_err();
+//!     assert_eq!(error.to_string(), "unknown option 'sise' for driver 'ram'; did you mean 'size'?");
+//!     Ok::<(), OpenError>(())
+//! })
+//! # .unwrap();
+//! ```
 
 mod open;
 mod options;

@@ -1,15 +1,5 @@
-//! Building a graph from its options, leaves first.
-//!
-//! # What a name without a driver means
-//! | given | becomes |
-//! |---|---|
-//! | `driver` | that driver; a *format* with a `filename` gets the node of that name as its `file` |
-//! | a `file` (or `data-file`, blkdebug's `image`, blkverify's `raw`) child with a `filename` | the node the name says, never probed |
-//! | a plain path, `file:PATH`, or a `file` group | probed: the first format that knows the first 4 KiB |
-//! | any other name (`nbd://…`, `blkverify:…`, `json:` with a driver) | the node the name says, as it stands |
-//!
-//! Probing never ends in a *writable* raw image: whoever can write a raw disk can write the header of another format
-//! into it, and would then be obeyed at the next open. For reading alone the guess does no harm.
+//! Building a graph from its options, leaves first. What a name without a driver means stands in the
+//! [module above](super).
 
 use super::syntax::FILE;
 use super::{CacheMode, DriverKind, OpenContext, OpenError, OpenFlags, OptionError, Options, Value};
