@@ -70,6 +70,7 @@ mod open;
 mod options;
 mod registry;
 mod syntax;
+mod write_through;
 
 pub use open::GRAPH_DEPTH_MAX;
 pub use options::{OptionError, Options, Value};

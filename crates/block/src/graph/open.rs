@@ -2,6 +2,7 @@
 //! [module above](super).
 
 use super::syntax::FILE;
+use super::write_through::WriteThrough;
 use super::{CacheMode, DriverKind, OpenContext, OpenError, OpenFlags, OptionError, Options, Value};
 use crate::align::Aligned;
 use crate::{BlockDevice, Node};
@@ -133,7 +134,9 @@ impl OpenContext<'_> {
             options = options.with_child(FILE, Options::from_filename(&filename, self.registry)?);
         }
         let below = Self { flags: OpenFlags { depth: here.flags.depth.saturating_add(1), ..here.flags }, ..here };
-        Ok(Aligned::wrap(driver.open(options, &below).await?))
+        let node = Aligned::wrap(driver.open(options, &below).await?);
+        let through = here.flags.depth == 0 && !here.flags.cache.writeback && !here.flags.read_only;
+        Ok(if through { Node::new(WriteThrough(node)) } else { node })
     }
 
     /// Fills in `driver` for a node that was named without it.
