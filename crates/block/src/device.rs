@@ -135,6 +135,12 @@ pub trait BlockDevice {
         let _ = event;
     }
 
+    /// What this format alone has to say of an open image, in QEMU's words and order (`compat`: `1.1`, `lazy refcounts`:
+    /// `false`): the "format specific information" of `qemu-img info` and `qemu-io`'s `info`.
+    fn format_details(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
     /// The same device as seen by one client, for nodes that tell clients apart (blkverify's history). `None`: no
     /// difference.
     fn for_client(&self, client: &str) -> Option<Node> {

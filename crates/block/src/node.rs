@@ -51,6 +51,7 @@ trait DynBlockDevice {
     fn close(&self) -> LocalBoxFuture<'_, Result<()>>;
     fn listens(&self, event: Event) -> bool;
     fn event(&self, event: Event) -> LocalBoxFuture<'_, ()>;
+    fn format_details(&self) -> Vec<(&'static str, String)>;
     fn for_client(&self, client: &str) -> Option<Node>;
 }
 
@@ -105,6 +106,10 @@ impl<D: BlockDevice> DynBlockDevice for D {
 
     fn event(&self, event: Event) -> LocalBoxFuture<'_, ()> {
         Box::pin(BlockDevice::event(self, event))
+    }
+
+    fn format_details(&self) -> Vec<(&'static str, String)> {
+        BlockDevice::format_details(self)
     }
 
     fn for_client(&self, client: &str) -> Option<Node> {
@@ -167,6 +172,10 @@ impl BlockDevice for Node {
         }
     }
 
+    fn format_details(&self) -> Vec<(&'static str, String)> {
+        self.0.format_details()
+    }
+
     fn for_client(&self, client: &str) -> Option<Node> {
         self.0.for_client(client)
     }
@@ -224,6 +233,10 @@ impl<D: BlockDevice> BlockDevice for Rc<D> {
 
     async fn event(&self, event: Event) {
         D::event(self, event).await;
+    }
+
+    fn format_details(&self) -> Vec<(&'static str, String)> {
+        D::format_details(self)
     }
 
     fn for_client(&self, client: &str) -> Option<Node> {
