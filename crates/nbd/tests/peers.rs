@@ -80,7 +80,7 @@ fn nbdcopy_goes_both_ways() {
         assert!(std::fs::read(&file).unwrap() == bytes, "from us to a file");
         succeeds("nbdcopy", &["--requests=64", text(&file), &target.uri()]).await;
         succeeds("qemu-img", &["compare", "-f", "raw", "-F", "raw", text(&file), &target.uri()]).await;
-        let last = target.last();
+        let last = target.last().await;
         assert_eq!((last.mode, last.ended, last.errors), (Mode::Extended, Ended::Disconnect, 0), "qemu-img");
         succeeds("nbdcopy", &[&source.uri(), &target.uri()]).await;
     });
@@ -131,7 +131,7 @@ fn qemu_reads_and_writes_over_extended_headers() {
         )
         .await;
         assert!(!out.contains("failed"), "{out}");
-        let last = served.last();
+        let last = served.last().await;
         assert_eq!((last.mode, last.ended, last.errors), (Mode::Extended, Ended::Disconnect, 0), "{last:?}");
         let mut byte = [0];
         node.read(34 * MIB - 1, &mut byte).await.unwrap();
@@ -143,7 +143,7 @@ fn qemu_reads_and_writes_over_extended_headers() {
 fn qemu_img_converts_maps_and_compares() {
     run(async {
         let mut bytes = patterned(4 * MIB);
-        bytes[MIB as usize..3 << 20].fill(0);
+        bytes[1 << 20..3 << 20].fill(0);
         let node = memory(&bytes);
         node.discard(MIB, 2 * MIB).await.unwrap();
         let served = Served::node(node);
@@ -175,6 +175,7 @@ fn fio_verifies_what_it_wrote() {
             ["--name=t", "--ioengine=nbd", &uri, "--rw=randrw", "--bssplit=512/20:4k/60:64k/20", "--size=16m"];
         let verify = ["--io_size=8m", "--iodepth=32", "--verify=crc32c", "--randseed=7", "--verify_fatal=1"];
         succeeds("fio", &[&arguments[..], &verify[..]].concat()).await;
+        served.settle().await;
         assert!(served.ends.borrow().iter().all(|end| end.as_ref().is_ok_and(|summary| summary.errors == 0)));
     });
 }

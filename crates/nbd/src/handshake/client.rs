@@ -9,13 +9,13 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::handshake::{Agreed, BlockSize, Mode};
 use crate::wire::{
-    BASE_ALLOCATION, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, Fields, Greeting, MAX_PAYLOAD, MAX_STRING, NBD_MAGIC,
-    OLDSTYLE_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, OptionHeader, OptionReplyHeader, ProtocolError,
-    TransmissionFlags, info, option, reply,
+    BASE_ALLOCATION, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, Fields, Greeting, MAX_PAYLOAD, NBD_MAGIC, OLDSTYLE_MAGIC,
+    OPTION_MAGIC, OPTION_REPLY_MAGIC, OptionHeader, OptionReplyHeader, ProtocolError, TransmissionFlags, info, option,
+    reply,
 };
 
 /// Longest option reply in bytes: a name and a description, with room.
-const MAX_REPLY: u32 = 4 * MAX_STRING as u32;
+const MAX_REPLY: u32 = 16 << 10;
 /// Most replies to one option.
 const MAX_REPLIES: u32 = 1024;
 

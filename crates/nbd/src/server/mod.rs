@@ -266,7 +266,11 @@ impl Server {
             input.drain(..consumed);
             // Answers leave before more is read or composed: what waits for the peer stays bounded by one option.
             if !out.is_empty() && (step != Step::Continue || consumed == 0 || out.len() > 1 << 16) {
-                send_all(&mut stream, &out).await.map_err(ServeError::Io)?;
+                let sent = send_all(&mut stream, &out).await;
+                // A client that has said goodbye need not wait for the answer (`NBD_OPT_ABORT`).
+                if step != Step::Close {
+                    sent.map_err(ServeError::Io)?;
+                }
                 out.clear();
             }
             match step {

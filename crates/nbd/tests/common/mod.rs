@@ -69,7 +69,17 @@ impl Served {
         self.directory.path().join(name)
     }
 
-    pub fn last(&self) -> Summary {
+    /// Waits until every connection is over: a program may end before its server has noticed.
+    pub async fn settle(&self) {
+        while self.server.connections() > 0 {
+            tokio::task::yield_now().await;
+        }
+        // The slot is given back just before the end is written down.
+        tokio::task::yield_now().await;
+    }
+
+    pub async fn last(&self) -> Summary {
+        self.settle().await;
         self.ends.borrow().last().unwrap().as_ref().unwrap().clone()
     }
 }
