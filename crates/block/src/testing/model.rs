@@ -297,7 +297,7 @@ impl Model {
 
     /// What a client may read once the device works again after a power cut at `position` of the disk's log.
     pub fn after_crash(&self, position: usize) -> AfterCrash<'_> {
-        // The client's events that had happened. One between two entries of the log happened before a cut between them.
+        // The promises made to the client. One between two entries of the log was made before a cut between them.
         let happened = self.positions.partition_point(|&at| at <= position as u64) as u64;
         let flushed = self
             .flushes
@@ -305,7 +305,25 @@ impl Model {
             .filter(|flush| flush.succeeded.is_some_and(|at| at.0 < happened))
             .map(|flush| flush.submit)
             .max();
-        AfterCrash { model: self, happened, flushed }
+        let happened = |at: Option<Instant>| at.filter(|at| at.0 < happened);
+        let durable = |change: &Change| {
+            let covered = |end: Instant| change.fua || flushed.is_some_and(|flushed| end < flushed);
+            change.excludes() && happened(change.ended).is_some_and(covered)
+        };
+        // What was sent between two entries of the log has not reached the disk at a cut between them. This matters for
+        // zeroes, which would excuse the zeroes of somebody else.
+        let sent = |change: &Change| self.positions[change.submit.0 as usize] < position as u64;
+        let candidates = |piece: &Piece| {
+            let floor = self.changes_of(piece).filter(|(_, c)| durable(c)).map(|(_, c)| c.submit).max();
+            self.changes_of(piece)
+                .filter(|(_, change)| sent(change))
+                .filter(|(_, change)| floor.is_none_or(|floor| happened(change.ended).is_none_or(|end| end >= floor)))
+                .map(|(id, _)| Some(id))
+                .chain(floor.is_none().then_some(None))
+                .collect()
+        };
+        let judged = |pieces: &Vec<Piece>| pieces.iter().map(|piece| (piece.range, candidates(piece))).collect();
+        AfterCrash { model: self, units: self.units.iter().map(|(&unit, pieces)| (unit, judged(pieces))).collect() }
     }
 
     /// Positions in the disk's log just after a promise of durability reached the client, or before a request whose
@@ -407,14 +425,15 @@ impl Change {
     }
 }
 
+/// Requests, and as `None` the initial content, whose content a piece may hold.
+type Candidates = Vec<Option<ChangeId>>;
+
 /// The judge of what survived a power cut.
 #[derive(Debug)]
 pub struct AfterCrash<'a> {
     model: &'a Model,
-    /// Instants below this had happened.
-    happened: u64,
-    /// When the latest flush was sent that had succeeded.
-    flushed: Option<Instant>,
+    /// What each piece of a unit that was ever touched may hold.
+    units: BTreeMap<u64, Vec<(ByteRange, Candidates)>>,
 }
 
 impl AfterCrash<'_> {
@@ -423,32 +442,19 @@ impl AfterCrash<'_> {
     /// # Errors
     /// The first violation: foreign bytes, or content that something durable had replaced.
     pub fn check(&self, at: u64, buf: &[u8]) -> Result<(), Violation> {
-        let model = self.model;
         let range = ByteRange::at(at, buf.len() as u64);
         for unit in units_of(range) {
-            let whole = ByteRange::at(unit * UNIT, UNIT);
-            let untouched = [Piece { range: whole, changes: Vec::new(), seen: None }];
-            for piece in model.units.get(&unit).map_or(&untouched[..], Vec::as_slice) {
-                let Some(part) = piece.range.intersection(range) else { continue };
+            let untouched = [(ByteRange::at(unit * UNIT, UNIT), vec![None])];
+            for (piece, candidates) in self.units.get(&unit).map_or(&untouched[..], Vec::as_slice) {
+                let Some(part) = piece.intersection(range) else { continue };
                 let found = slice(buf, at, part);
-                let happened = |at: Option<Instant>| at.filter(|at| at.0 < self.happened);
-                let durable = |change: &Change| {
-                    change.excludes()
-                        && happened(change.ended)
-                            .is_some_and(|end| change.fua || self.flushed.is_some_and(|flushed| end < flushed))
-                };
-                let floor = model.changes_of(piece).filter(|(_, c)| durable(c)).map(|(_, c)| c.submit).max();
-                let changes = model.changes_of(piece).filter(|(_, change)| happened(Some(change.submit)).is_some());
-                let candidates: Vec<_> = changes
-                    .filter(|(_, change)| {
-                        floor.is_none_or(|floor| happened(change.ended).is_none_or(|end| end >= floor))
-                    })
-                    .map(|(id, _)| Some(id))
-                    .chain(floor.is_none().then_some(None))
-                    .collect();
-                if !candidates.iter().rev().any(|&id| model.matches(id, part, found)) {
-                    return Err(model.violation(&Piece { range: part, ..piece.clone() }, found, &candidates));
+                if candidates.iter().rev().any(|&id| self.model.matches(id, part, found)) {
+                    continue;
                 }
+                let pieces = self.model.units.get(&unit).map_or(&[][..], Vec::as_slice);
+                let whole = pieces.iter().find(|whole| whole.range == *piece);
+                let changes = whole.map_or_else(Vec::new, |whole| whole.changes.clone());
+                return Err(self.model.violation(&Piece { range: part, changes, seen: None }, found, candidates));
             }
         }
         Ok(())
