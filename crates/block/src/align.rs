@@ -269,6 +269,7 @@ impl<D: BlockDevice> Aligned<D> {
     async fn zero_range(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
         let data_flags = if flags.contains(ZeroFlags::FUA) { WriteFlags::FUA } else { WriteFlags::empty() };
         let entered = self.enter(range, Change::Write).await?;
+        changed_range(&self.device.info(), range.start, range.len())?; // A resize may have come first.
         let entered = entered.as_ref();
         let geometry = Geometry::of(&self.device.info());
         let whole = geometry.granules(range, geometry.zero);
@@ -412,6 +413,7 @@ impl<D: BlockDevice> BlockDevice for Aligned<D> {
         let flush = self.durably(flags.contains(WriteFlags::FUA));
         let flags = if flush { flags.difference(WriteFlags::FUA) } else { flags };
         let entered = self.enter(range, Change::Write).await?;
+        changed_range(&self.device.info(), range.start, range.len())?; // A resize may have come first.
         let geometry = Geometry::of(&self.device.info());
         if flags.contains(WriteFlags::COMPRESSED) && geometry.pad_write(range) != range {
             return Err(IoError::new(Errno::INVAL).detail("a compressed write covers whole clusters"));
@@ -443,6 +445,7 @@ impl<D: BlockDevice> BlockDevice for Aligned<D> {
         }
         let range = ByteRange::at(at, len);
         let entered = self.enter(range, Change::Discard).await?;
+        check_bounds(at, len, self.device.info().size)?;
         let geometry = Geometry::of(&self.device.info());
         let Some(whole) = geometry.granules(range, geometry.discard) else { return Ok(()) };
         let mut at = whole.start;
@@ -497,6 +500,10 @@ impl<D: BlockDevice> BlockDevice for Aligned<D> {
 
     async fn event(&self, event: Event) {
         self.device.event(event).await;
+    }
+
+    fn format_details(&self) -> Vec<(&'static str, String)> {
+        self.device.format_details()
     }
 
     fn for_client(&self, client: &str) -> Option<Node> {

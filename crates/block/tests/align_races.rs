@@ -482,6 +482,49 @@ fn nor_at_an_odd_end() {
     }
 }
 
+/// A write that waited for a resize sees the size it left, not the one it was sent at.
+#[test]
+fn the_end_moves_while_a_write_waits() {
+    for (grows, size, at, len, want) in [
+        (false, 150, 200, 20, None),
+        (false, 150, 140, 20, None),
+        (false, 150, 140, 5, Some(150)),
+        (true, 150, 140, 5, Some(150)),
+        (true, 150, 140, 20, Some(160)),
+        (true, 150, 200, 20, Some(220)),
+        (true, 400, 255, 20, Some(400)),
+    ] {
+        let row = format!("resize to {size}, then {at}+{len}, grows {grows}");
+        let parking = Parking {
+            disk: Rc::new(RefCell::new(Disk { bytes: vec![255; 261], ..Disk::default() })),
+            block: 64,
+            grows,
+        };
+        let device = Aligned::new(parking.clone());
+        let cx = &mut Context::from_waker(Waker::noop());
+        let mut random = Random(1);
+        let data = vec![7; len];
+        let mut resize = Box::pin(device.resize(size, Preallocation::Off));
+        assert!(resize.as_mut().poll(cx).is_pending());
+        let mut write = Box::pin(device.write(at, &data, WriteFlags::empty()));
+        assert!(write.as_mut().poll(cx).is_pending(), "{row}: waits");
+        assert_eq!(parking.disk.borrow().parked.len(), 1, "{row}: the device has not heard of the write");
+        parking.step(&mut random);
+        assert!(resize.as_mut().poll(cx).is_ready());
+        let done = loop {
+            match write.as_mut().poll(cx) {
+                Poll::Ready(done) => break done,
+                Poll::Pending => parking.step(&mut random),
+            }
+        };
+        let bytes = &parking.disk.borrow().bytes;
+        assert_eq!(done.is_ok(), want.is_some(), "{row}: {done:?}");
+        assert_eq!(bytes.len(), want.unwrap_or(size as usize), "{row}");
+        let written = bytes.iter().filter(|&&byte| byte == 7).count();
+        assert_eq!(written, if want.is_some() { len } else { 0 }, "{row}");
+    }
+}
+
 /// The tests above would see the bugs they are there for.
 #[test]
 fn a_missing_lock_and_a_missing_drain_are_found() {

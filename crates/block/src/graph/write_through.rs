@@ -79,6 +79,10 @@ impl BlockDevice for WriteThrough {
         self.0.event(event).await;
     }
 
+    fn format_details(&self) -> Vec<(&'static str, String)> {
+        self.0.format_details()
+    }
+
     fn for_client(&self, client: &str) -> Option<Node> {
         Some(Node::new(Self(self.0.for_client(client)?)))
     }
