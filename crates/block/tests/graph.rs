@@ -210,7 +210,7 @@ fn filenames_as_qemu_takes_them() {
     let (registry, _) = registry();
     let table = [
         ("a.qcow2", "driver=file filename=a.qcow2"),
-        ("/tmp/a:b", "driver=file filename=/tmp/a:b"),
+        ("/images/a:b", "driver=file filename=/images/a:b"),
         ("./x:y", "driver=file filename=./x:y"),
         ("file:a.qcow2", "driver=file filename=a.qcow2"),
         ("file:x:y", "driver=file filename=x:y"),

@@ -18,7 +18,7 @@ fn qemu_img(directory: &Path, arguments: &[&str]) -> Output {
     Command::new("qemu-img").args(arguments).current_dir(directory).output().expect("qemu-img is installed")
 }
 
-/// A scratch folder on the file system the build uses, which takes `O_DIRECT` more often than /tmp.
+/// A scratch folder on the file system the build uses, which takes `O_DIRECT` more often than one for temporary files.
 fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
