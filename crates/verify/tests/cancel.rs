@@ -243,6 +243,29 @@ fn a_write_after_a_dropped_one_is_not_undone_by_it() {
 }
 
 #[test]
+fn a_copy_to_the_reference_that_was_cut_off_does_not_undo_a_later_write() {
+    let bench = Bench::new(SIZE, OnMismatch::Report);
+    let block_on = blkproof_block::testing::block_on::<Result<()>>;
+    bench.raw.fail_nth(1, IoError::new(Errno::IO));
+    block_on(bench.verify.write(512, &[1; 1024], WriteFlags::empty())).unwrap();
+    bench.raw.clear_rules();
+    bench.raw.hold_kind(OpKind::Write);
+    let mut executor = Executor::new();
+    let verify = bench.verify.clone();
+    let reader = executor.spawn(async move { verify.read(0, &mut [0; 2048]).await });
+    executor.run_until_stalled();
+    assert_eq!(bench.raw.parked().len(), 1, "the copy is on its way");
+    executor.cancel(reader.id());
+    assert_eq!(bench.raw.orphans().len(), 1);
+    bench.raw.clear_rules();
+    block_on(bench.verify.write(512, &[2; 1024], WriteFlags::empty())).unwrap();
+    for late in bench.raw.orphans() {
+        bench.raw.land(late.id);
+    }
+    assert_same(&bench);
+}
+
+#[test]
 fn closing_brings_the_sides_into_step() {
     for seed in 0..20 {
         let (bench, mut executor, mut choices) = bench(seed);
