@@ -1,10 +1,79 @@
-//! `blkproof create`.
+//! `blkproof create`: make an empty image.
+
 use std::process::ExitCode;
 
-/// TBD
-#[derive(clap::Args)]
-pub(crate) struct Args {}
+use anyhow::Context as _;
+use blkproof_block::graph::{OpenContext, OpenFlags, Options};
 
-pub(crate) fn run(_args: Args) -> ExitCode {
-    ExitCode::FAILURE
+use crate::graph::{parse_size, registry};
+use crate::messages::print_error;
+use crate::runtime;
+
+/// Create an empty image
+///
+/// Options are those of `qemu-img create`: `cluster_size`, `refcount_bits`, `compat`, `extended_l2`, `preallocation`,
+/// `backing_file`, `backing_fmt` and others for qcow2; `static` for vdi. An unknown one is refused by name.
+///
+/// Example: `blkproof create -f qcow2 -o cluster_size=4k,lazy_refcounts=on disk.qcow2 10G`
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Format: raw, qcow2 or vdi
+    #[arg(short = 'f', long, value_name = "FMT", default_value = "raw")]
+    image_format: String,
+
+    /// Options of the format, comma separated; may be repeated
+    #[arg(short = 'o', long, value_name = "OPTIONS")]
+    options: Vec<String>,
+
+    /// Overwrite an image that is there already
+    #[arg(long)]
+    force: bool,
+
+    /// Say nothing on success
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// The file to create
+    file: String,
+
+    /// Size of the disk; may be left out with a backing file
+    #[arg(value_parser = parse_size)]
+    size: Option<u64>,
+}
+
+pub(crate) fn run(args: Args) -> ExitCode {
+    let created = runtime::block_on(create(&args)).flatten();
+    match created {
+        Ok(description) => {
+            if !args.quiet {
+                println!("Formatting '{}', {description}", args.file);
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            print_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn create(args: &Args) -> anyhow::Result<String> {
+    let registry = registry();
+    let context = OpenContext { registry: &registry, flags: OpenFlags { allow_backing: true, ..OpenFlags::default() } };
+    let driver = registry.driver(&args.image_format)?;
+    let options = match args.options.join(",") {
+        text if text.is_empty() => Options::new(),
+        text => Options::from_image_opts(&text)?,
+    };
+    if !args.force && holds_something(&args.file) {
+        anyhow::bail!("'{}' exists and is not empty; nothing was changed\nhint: give --force to overwrite it", args.file);
+    }
+    driver
+        .create(&args.file, args.size, options, &context)
+        .await
+        .with_context(|| format!("could not create '{}'", args.file))
+}
+
+fn holds_something(file: &str) -> bool {
+    std::fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.len() > 0)
 }

@@ -1,15 +1,18 @@
 //! The `blkproof` binary: arguments, sockets, progress and exit codes. What another program would want is in a library.
 
 mod graph;
-mod io;
 mod messages;
+mod mismatches;
 mod runtime;
+mod sockets;
 
+mod compare;
 mod completions;
 mod create;
+mod io;
 mod map;
 mod serve;
-mod verify;
+mod workload;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -33,8 +36,8 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Args),
-    Verify(verify::VerifyArgs),
-    Compare(verify::CompareArgs),
+    Verify(compare::VerifyArgs),
+    Compare(compare::CompareArgs),
     Io(io::Args),
     Create(create::Args),
     Map(map::Args),
@@ -55,8 +58,8 @@ fn main() -> ExitCode {
     }
     match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
-        Command::Verify(args) => verify::run_verify(args),
-        Command::Compare(args) => verify::run_compare(args),
+        Command::Verify(args) => compare::run_verify(args),
+        Command::Compare(args) => compare::run_compare(args),
         Command::Io(args) => io::run(args.words, false),
         Command::Create(args) => create::run(args),
         Command::Map(args) => map::run(args),

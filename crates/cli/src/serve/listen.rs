@@ -1,0 +1,155 @@
+//! Sockets: where clients come in.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+
+use anyhow::{Context as _, bail};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+
+/// Where to listen.
+#[derive(Clone, Debug)]
+pub(super) enum Address {
+    Unix(PathBuf),
+    Tcp(String),
+}
+
+impl Address {
+    /// A TCP address; `10809` and `:10809` mean loopback.
+    pub(super) fn tcp(text: &str) -> Self {
+        let text = text.strip_prefix(':').unwrap_or(text);
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            Self::Tcp(format!("127.0.0.1:{text}"))
+        } else {
+            Self::Tcp(text.to_owned())
+        }
+    }
+}
+
+/// A client, whichever way it came.
+pub(super) trait Stream: AsyncRead + AsyncWrite {}
+
+impl<S: AsyncRead + AsyncWrite> Stream for S {}
+
+/// A listening socket. A Unix socket's file goes when this is dropped.
+pub(super) enum Listener {
+    Unix(UnixListener, PathBuf),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    pub(super) async fn bind(address: &Address) -> anyhow::Result<Self> {
+        match address {
+            Address::Tcp(address) => {
+                let listener = TcpListener::bind(address)
+                    .await
+                    .with_context(|| format!("could not listen on '{address}'"))?;
+                Ok(Self::Tcp(listener))
+            }
+            Address::Unix(path) => {
+                remove_stale(path).await?;
+                let listener =
+                    UnixListener::bind(path).with_context(|| format!("could not listen on '{}'", path.display()))?;
+                Ok(Self::Unix(listener, path.clone()))
+            }
+        }
+    }
+
+    /// The next client, with a name for it.
+    pub(super) async fn accept(&self) -> std::io::Result<(Pin<Box<dyn Stream>>, String)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                // Replies are coalesced by the session; waiting for more would only delay them.
+                stream.set_nodelay(true)?;
+                Ok((Box::pin(stream), peer.to_string()))
+            }
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                let peer = match stream.peer_cred().ok().and_then(|credentials| credentials.pid()) {
+                    Some(pid) => format!("process {pid}"),
+                    None => "a local process".to_owned(),
+                };
+                Ok((Box::pin(stream), peer))
+            }
+        }
+    }
+
+    /// The URI of an export. Port 0 has become the real one.
+    pub(super) fn uri(&self, export: &str, tls: bool) -> String {
+        let scheme = if tls { "nbds" } else { "nbd" };
+        let export = Escaped(export);
+        match self {
+            Self::Tcp(listener) => match listener.local_addr() {
+                Ok(address) => format!("{scheme}://{address}/{export}"),
+                Err(_) => format!("{scheme}:///{export}"),
+            },
+            Self::Unix(_, path) => {
+                format!("{scheme}+unix:///{export}?socket={}", Escaped(&path.to_string_lossy()))
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Removes a socket that nobody listens on any more; refuses anything else that stands in the way.
+async fn remove_stale(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::FileTypeExt as _;
+
+    let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    if !meta.file_type().is_socket() {
+        bail!("'{}' exists and is not a socket; name another path", path.display());
+    }
+    match UnixStream::connect(path).await {
+        Ok(_) => bail!("another process listens on '{}'", path.display()),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).with_context(|| format!("removing the stale socket '{}'", path.display()))
+        }
+        Err(error) => Err(error).with_context(|| format!("looking at the socket '{}'", path.display())),
+    }
+}
+
+/// A piece of a URI, with everything but unreserved characters and `/` escaped (RFC 3986, section 2).
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for byte in self.0.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                    write!(f, "{}", char::from(byte))?;
+                }
+                _ => write!(f, "%{byte:02X}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_alone_means_loopback() {
+        for (text, want) in
+            [("10809", "127.0.0.1:10809"), (":0", "127.0.0.1:0"), ("[::1]:10809", "[::1]:10809"), ("host:1", "host:1")]
+        {
+            let Address::Tcp(got) = Address::tcp(text) else { panic!("{text} is TCP") };
+            assert_eq!(got, want, "{text}");
+        }
+    }
+
+    #[test]
+    fn uris_escape_what_would_end_them() {
+        assert_eq!(Escaped("/tmp/a b?c.sock").to_string(), "/tmp/a%20b%3Fc.sock");
+    }
+}
