@@ -220,6 +220,30 @@ fn after_a_failed_write_a_third_value_is_a_mismatch() {
 }
 
 #[test]
+fn a_write_to_a_part_of_an_unsettled_sector_leaves_the_rest_of_it_checked() {
+    for spoil in [false, true] {
+        let bench = Bench::new(SIZE, OnMismatch::Report);
+        blkproof_block::testing::block_on(async {
+            bench.verify.write(0, &[0xaa; SIZE as usize], WriteFlags::empty()).await.unwrap();
+            for disk in [&bench.raw, &bench.test] {
+                disk.fail_nth(1, IoError::new(Errno::IO));
+            }
+            bench.verify.write(512, &[0xbb; 512], WriteFlags::empty()).await.unwrap_err();
+            bench.verify.write(600, &[0xcc; 10], WriteFlags::empty()).await.unwrap();
+            if spoil {
+                bench.test.tamper(|bytes| bytes.write(700, &[0xdd]));
+            }
+            bench.verify.read(0, &mut [0; 4096]).await.unwrap();
+        });
+        assert_eq!(
+            bench.seen().iter().filter_map(|m| m.first_bad()).collect::<Vec<_>>(),
+            if spoil { vec![700] } else { vec![] }
+        );
+        assert_eq!(bench.verify.counters().bytes_unverified, 0);
+    }
+}
+
+#[test]
 fn a_write_after_a_dropped_one_is_not_undone_by_it() {
     for seed in 0..20 {
         let (bench, mut executor, mut choices) = bench(seed);

@@ -123,3 +123,43 @@ fn filenames_are_split_at_the_first_colon() {
     assert!(driver.parse_filename("blkverifyx:a:b").is_none());
     assert!(driver.parse_filename("disk.img").is_none());
 }
+
+/// Two files, one byte changed behind the mirror's back: our first line is the one QEMU's blkverify prints.
+#[test]
+fn the_first_line_is_qemus() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (raw, test) = (path("raw.img"), path("test.img"));
+    std::fs::write(&raw, vec![7; 1 << 20]).unwrap();
+    std::fs::write(&test, vec![7; 1 << 20]).unwrap();
+
+    let seen = common::Seen::default();
+    let mut registry = Registry::new();
+    blkproof_block::nodes::register(&mut registry);
+    registry.add(VerifyDriver::new(seen.sink()));
+    let context = OpenContext { registry: &registry, flags: OpenFlags::default() };
+    let graph = format!("driver=blkverify,raw.filename={raw},test.driver=raw,test.file.filename={test}");
+    // File I/O happens on threads, which the simple executor of the tests knows nothing of.
+    futures_lite::future::block_on(async {
+        let node = context.open_image(&graph, None, true).await.unwrap();
+        node.write(8192, &[9; 4096], WriteFlags::FUA).await.unwrap();
+        node.read(0, &mut vec![0; 65536]).await.unwrap();
+        assert_eq!(seen.take(), []);
+        let mut bytes = std::fs::read(&test).unwrap();
+        assert_eq!(bytes[8192], 9);
+        bytes[8192 + 15] ^= 1;
+        std::fs::write(&test, bytes).unwrap();
+        node.read(4096, &mut vec![0; 65536]).await.unwrap();
+        node.close().await.unwrap();
+    });
+    let ours = seen.take()[0].headline();
+
+    let blkverify = format!("driver=blkverify,raw.filename={raw},test.driver=raw,test.file.filename={test}");
+    let qemu = std::process::Command::new("qemu-io")
+        .args(["--image-opts", &blkverify, "-c", "read 4096 65536"])
+        .output()
+        .expect("qemu-io is installed");
+    let theirs = String::from_utf8_lossy(&qemu.stderr).trim().to_owned();
+    assert_eq!(ours, theirs);
+    assert_eq!(qemu.status.code(), Some(1));
+}
