@@ -46,7 +46,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     match created {
         Ok(description) => {
             if !args.quiet {
-                println!("Formatting '{}', {description}", args.file);
+                println!("Formatting '{}', fmt={} {description}", args.file, args.image_format);
             }
             ExitCode::SUCCESS
         }

@@ -1,8 +1,18 @@
 //! Talking to the user: errors on stderr, what happened first, then what to do next.
 
-/// Prints `error: …` with its causes, then a `hint: …` for those the user can act on.
+/// Prints `error: …` with its causes, each said once: many errors already end in the words of their cause.
 pub(crate) fn print_error(error: &anyhow::Error) {
-    eprintln!("error: {error:#}");
+    let mut words = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if !words.ends_with(&cause) {
+            if !words.is_empty() {
+                words.push_str(": ");
+            }
+            words.push_str(&cause);
+        }
+    }
+    eprintln!("error: {words}");
 }
 
 /// A byte count as people write it: `64 KiB`, `1.50 GiB`, `123 bytes`; rounded down.

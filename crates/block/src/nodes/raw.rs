@@ -254,7 +254,7 @@ impl Driver for RawDriver {
             // Off the caller's thread: reserving or writing space takes as long as it takes.
             let name = filename.to_owned();
             blocking::unblock(move || super::file::create(&name, size, mode, nocow.unwrap_or(false))).await?;
-            let mut description = format!("fmt=raw size={size}");
+            let mut description = format!("size={size}");
             if let Some(nocow) = nocow {
                 description.push_str(if nocow { " nocow=on" } else { " nocow=off" });
             }

@@ -250,4 +250,21 @@ impl Driver for FileDriver {
             Ok(Node::new(File::open(&filename, options)?))
         })
     }
+
+    /// An empty file, or one of `size` zero bytes: what a format is then written into.
+    fn create<'a>(
+        &'a self,
+        filename: &'a str,
+        size: Option<u64>,
+        options: Options,
+        _context: &'a OpenContext<'a>,
+    ) -> LocalBoxFuture<'a, Result<String, OpenError>> {
+        Box::pin(async move {
+            options.finish("file")?;
+            let size = size.unwrap_or(0);
+            let name = filename.strip_prefix("file:").unwrap_or(filename).to_owned();
+            blocking::unblock(move || super::create(&name, size, Preallocation::Off, false)).await?;
+            Ok(format!("size={size}"))
+        })
+    }
 }
