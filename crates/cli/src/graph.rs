@@ -19,6 +19,7 @@ pub(crate) fn registry_with(mismatches: &Mismatches, on_mismatch: OnMismatch) ->
     let mut registry = Registry::new();
     blkproof_block::nodes::register(&mut registry);
     registry.add(blkproof_formats::qcow2::Qcow2Driver);
+    registry.add(blkproof_formats::vdi::VdiDriver);
     registry.add(NbdDriver(Sockets));
     registry.add(mismatches.driver(on_mismatch));
     registry
