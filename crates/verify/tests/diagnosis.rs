@@ -87,6 +87,9 @@ fn each_planted_fault_is_called_by_its_name() {
             [new(1024, 256), vec![0; 256]].concat(),
             |d| matches!(d, Diagnosis::Torn { cut, new_first: true, old: None } if *cut == 1024 + 256),
         ),
+        ("a foreign piece in the middle", [new(1024, 200), noise(98, 50), new(1274, 262)].concat(), |d| {
+            matches!(d, Diagnosis::Foreign)
+        }),
         ("a flipped bit", flipped, |d| matches!(d, Diagnosis::BitFlips)),
         ("two flipped bits", two_flips, |d| matches!(d, Diagnosis::BitFlips)),
         ("foreign", noise(99, 512), |d| matches!(d, Diagnosis::Foreign)),
