@@ -175,7 +175,8 @@ async fn compare_in_threads(images: &[Image; 2], how: &How) -> anyhow::Result<Re
         stop: AtomicBool::new(false),
     });
     // Images without a byte still have sizes and errors of their own.
-    let mut report = compare(&a, &b, ByteRange::at(0, 0), CompareOptions { strict: how.strict, ..Default::default() }).await;
+    let mut report =
+        compare(&a, &b, ByteRange::at(0, 0), CompareOptions { strict: how.strict, ..Default::default() }).await;
 
     let (tell, mut told) = mpsc::unbounded_channel();
     for number in 0..threads.min(work.pieces.len()) {
@@ -249,9 +250,7 @@ fn progress_bar(size: u64, how: &How) -> indicatif::ProgressBar {
     if how.quiet || !(how.progress || std::io::stderr().is_terminal()) {
         return indicatif::ProgressBar::hidden();
     }
-    let style = indicatif::ProgressStyle::with_template(
-        "{bar:30} {bytes}/{total_bytes} ({bytes_per_sec}, {eta} left)",
-    );
+    let style = indicatif::ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} ({bytes_per_sec}, {eta} left)");
     let bar = indicatif::ProgressBar::new(size);
     match style {
         Ok(style) => bar.with_style(style),
@@ -290,7 +289,13 @@ fn print_human(out: &mut impl std::io::Write, report: &Report, took: Duration) -
     if let Some(first) = report.differing.first() {
         writeln!(out, "Content mismatch at offset {}!", first.start)?;
         for range in &report.differing {
-            writeln!(out, "  {range}  {} bytes, sectors {}..{}", range.len(), range.start / 512, range.end.div_ceil(512))?;
+            writeln!(
+                out,
+                "  {range}  {} bytes, sectors {}..{}",
+                range.len(),
+                range.start / 512,
+                range.end.div_ceil(512)
+            )?;
         }
         let (ranges, bytes) = (report.differing.len(), report.bytes_differing());
         writeln!(out, "{ranges} ranges differ, {} in all.", human_size(bytes))?;

@@ -66,7 +66,10 @@ async fn create(args: &Args) -> anyhow::Result<String> {
         text => Options::from_image_opts(&text)?,
     };
     if !args.force && holds_something(&args.file) {
-        anyhow::bail!("'{}' exists and is not empty; nothing was changed\nhint: give --force to overwrite it", args.file);
+        anyhow::bail!(
+            "'{}' exists and is not empty; nothing was changed\nhint: give --force to overwrite it",
+            args.file
+        );
     }
     driver
         .create(&args.file, args.size, options, &context)

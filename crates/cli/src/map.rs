@@ -110,7 +110,9 @@ struct Totals {
 impl<'a, W: std::io::Write> Printer<'a, W> {
     fn new(format: Format, out: &'a mut W) -> anyhow::Result<Self> {
         match format {
-            Format::Human => writeln!(out, "{:<18} {:<18} {:<12} {:<5} Host offset", "Offset", "Length", "State", "Depth")?,
+            Format::Human => {
+                writeln!(out, "{:<18} {:<18} {:<12} {:<5} Host offset", "Offset", "Length", "State", "Depth")?
+            }
             Format::Json => write!(out, "[")?,
         }
         Ok(Self { format, out, first: true, totals: Totals::default() })

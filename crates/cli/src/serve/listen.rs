@@ -42,9 +42,8 @@ impl Listener {
     pub(super) async fn bind(address: &Address) -> anyhow::Result<Self> {
         match address {
             Address::Tcp(address) => {
-                let listener = TcpListener::bind(address)
-                    .await
-                    .with_context(|| format!("could not listen on '{address}'"))?;
+                let listener =
+                    TcpListener::bind(address).await.with_context(|| format!("could not listen on '{address}'"))?;
                 Ok(Self::Tcp(listener))
             }
             Address::Unix(path) => {
