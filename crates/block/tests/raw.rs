@@ -111,7 +111,8 @@ fn creating_prints_what_qemu_img_prints() {
         }
         let output = qemu_img.arg(&theirs).arg("1M").output().expect("qemu-img is needed by this test");
         let want = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(format!("Formatting '{}', {text}\n", theirs.display()), want);
+        // A driver describes its options; whoever prints them says which file and format it was.
+        assert_eq!(format!("Formatting '{}', fmt=raw {text}\n", theirs.display()), want);
         assert_eq!(std::fs::read(&ours).unwrap(), vec![0; 1 << 20], "{options}");
         use std::os::unix::fs::MetadataExt as _;
         let blocks = |file| std::fs::metadata(file).unwrap().blocks();

@@ -46,6 +46,12 @@ impl Jobs {
         }
     }
 
+    /// Jobs that were ever handed over.
+    #[cfg(test)]
+    pub(super) fn begun(&self) -> u64 {
+        self.tickets.lock().unwrap_or_else(PoisonError::into_inner).next
+    }
+
     fn any_before(&self, until: u64) -> bool {
         let tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
         tickets.in_flight.first().is_some_and(|first| *first < until)
