@@ -5,3 +5,4 @@
 //! at any await.
 
 pub mod qcow2;
+pub mod vdi;
