@@ -1,18 +1,27 @@
-//! Serves a disk in memory at a Unix socket: `cargo run --example serve -- /tmp/socket 64`, size in MiB.
+//! Serves a disk at a Unix socket: `serve SOCKET 64` a new one of 64 MiB in memory, `serve SOCKET FILE` a raw image.
 
 use std::rc::Rc;
 
 use blkproof_block::Node;
-use blkproof_block::nodes::memory::Memory;
+use blkproof_block::graph::{OpenContext, OpenFlags, Registry};
+use blkproof_block::nodes::{Memory, register};
 use blkproof_nbd::server::{Exports, Limits, Server};
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> std::io::Result<()> {
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().unwrap_or_else(|| "nbd.sock".to_owned());
-    let mebibytes: u64 = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(64);
-    let exports = Exports::single(Node::new(Memory::new(mebibytes << 20)));
-    let server = Rc::new(Server::new(exports, Limits::default()));
+    let disk = arguments.next().unwrap_or_else(|| "64".to_owned());
+    let node = match disk.parse::<u64>() {
+        Ok(mebibytes) => Node::new(Memory::new(mebibytes << 20)),
+        Err(_) => {
+            let mut registry = Registry::new();
+            register(&mut registry);
+            let context = OpenContext { registry: &registry, flags: OpenFlags::default() };
+            context.open_image(&disk, Some("raw"), false).await?
+        }
+    };
+    let server = Rc::new(Server::new(Exports::single(node), Limits::default()));
     let listener = tokio::net::UnixListener::bind(&path)?;
     println!("nbd+unix:///?socket={path}");
     let tasks = tokio::task::LocalSet::new();

@@ -240,6 +240,39 @@ fn a_client_that_takes_no_replies_is_held_back_and_holds_nobody() {
 }
 
 #[test]
+fn replies_that_nobody_takes_stay_paid_for() {
+    run(async {
+        let disk = TestDisk::new(64 * MIB);
+        // Data and holes by turns: such a reply is put together anew, and has to keep its price.
+        disk.tamper(|bytes| (0..512).step_by(2).for_each(|n| bytes.write(n * 65536, &[7; 65536])));
+        let limits = Limits { in_flight_bytes: 8 << 20, ..Limits::default() };
+        let server = Rc::new(Server::new(Exports::single(Node::new(disk.clone())), limits));
+        disk.hold_kind(OpKind::Read);
+        let mut deaf = Vec::new();
+        // The first takes the shared budget and its own share; for the second only its own is left.
+        for (round, begun) in [(0, 3), (1, 1)] {
+            let (mut near, served) = dial(&server, 4096);
+            near.write_all(&3_u32.to_be_bytes()).await.unwrap();
+            near.write_all(b"IHAVEOPT\0\0\0\x08\0\0\0\0IHAVEOPT\0\0\0\x01\0\0\0\0").await.unwrap();
+            near.read_exact(&mut [0; 18 + 20 + 10]).await.unwrap();
+            for cookie in 0..20 {
+                near.write_all(&request(0, cookie, 0, 4 << 20)).await.unwrap();
+            }
+            for _ in 0..200 {
+                yield_now().await;
+            }
+            assert_eq!(disk.parked().len(), begun, "connection {round}");
+            disk.release_all();
+            for _ in 0..200 {
+                yield_now().await;
+            }
+            assert_eq!(disk.parked().len(), 0, "connection {round} begins nothing more while its replies wait");
+            deaf.push((near, served));
+        }
+    });
+}
+
+#[test]
 fn a_client_that_never_sends_its_payload_holds_nobody() {
     run(async {
         let limits = Limits { in_flight_bytes: 1 << 20, ..Limits::default() };

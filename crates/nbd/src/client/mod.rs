@@ -255,7 +255,8 @@ impl BlockDevice for Client {
             how.set(CommandFlags::FAST_ZERO, quick);
             self.ask(command::WRITE_ZEROES, how, at, len, &[]).await?;
         } else {
-            let zeroes = vec![0; ZERO_STEP.min(self.block_size().maximum as usize)];
+            let BlockSize { minimum, maximum, .. } = self.block_size();
+            let zeroes = vec![0; ZERO_STEP.min((maximum & !(minimum - 1)) as usize)];
             let mut done = 0;
             while done < len {
                 let step = (len - done).min(zeroes.len() as u64);
@@ -286,15 +287,21 @@ impl BlockDevice for Client {
     async fn block_status(&self, at: u64, len: u64) -> Result<BlockStatus> {
         check_bounds(at, len, self.agreed.size)?;
         let Some(context) = self.agreed.allocation else { return Ok(BlockStatus::data(len, Some(at))) };
-        let asked = if self.agreed.mode == Mode::Extended { len } else { len.min(u64::from(u32::MAX) & !0xffff) };
-        let reply = self.ask(command::BLOCK_STATUS, CommandFlags::REQ_ONE, at, asked, &[]).await?;
+        // The question has to keep to the server's blocks, ours need not.
+        let mask = u64::from(self.block_size().minimum) - 1;
+        let start = at & !mask;
+        let end = at.saturating_add(len).saturating_add(mask) & !mask;
+        let asked = end.min(self.agreed.size) - start;
+        let asked = if self.agreed.mode == Mode::Extended { asked } else { asked.min(u64::from(u32::MAX) & !0xffff) };
+        let reply = self.ask(command::BLOCK_STATUS, CommandFlags::REQ_ONE, start, asked, &[]).await?;
         let broken = || IoError::new(Errno::IO).detail("the server answered a block status without an extent");
         let (_, (extent, flags)) = reply.extents.iter().find(|&&(id, _)| id == context).ok_or_else(broken)?;
+        let extent = extent.checked_sub(at - start).filter(|&extent| extent > 0).ok_or_else(broken)?;
         let is = |flag: u32| flags & u64::from(flag) != 0;
         Ok(BlockStatus {
             data: !is(allocation::HOLE),
             zero: is(allocation::ZERO),
-            ..BlockStatus::data((*extent).min(len), Some(at))
+            ..BlockStatus::data(extent.min(len), Some(at))
         })
     }
 

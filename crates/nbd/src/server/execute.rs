@@ -8,9 +8,9 @@ use crate::wire::{CommandFlags, allocation, command};
 /// Bytes in front of read data, where the head of the reply goes.
 pub(super) const HEAD_ROOM: usize = crate::transmission::reply::HEAD_MAX;
 /// Most extents in one answer. The client asks again for the rest.
-const EXTENTS_MAX: usize = 8192;
+const EXTENTS_MAX: usize = 2048;
 /// Bytes read at a time to warm a cache, and the most that are read for one request.
-const CACHE_STEP: u64 = 1 << 20;
+pub(super) const CACHE_STEP: u64 = 1 << 20;
 const CACHE_MAX: u64 = 64 << 20;
 
 /// What a request needs besides its head.

@@ -21,7 +21,7 @@ use futures_util::stream::FuturesUnordered;
 
 use super::budget::{Budget, Charge};
 use super::buffers::{FAST_READ, Input, Output, poll_read_into};
-use super::execute::{Answer, HEAD_ROOM, Job, execute};
+use super::execute::{Answer, CACHE_STEP, HEAD_ROOM, Job, execute};
 use super::{Ended, Stream, Summary};
 use crate::errors;
 use crate::handshake::{Agreed, Mode};
@@ -573,7 +573,7 @@ impl<S: Stream> Session<S> {
             }
             let fragment = !request.flags.contains(CommandFlags::DF);
             if fragment && len >= SPARSE_READ && data.chunks(HOLE_GRAIN).any(is_zero) {
-                return self.answer_sparse(request, data, done);
+                return self.answer_sparse(request, data, done, charge);
             }
         }
         let head = Head::data(mode, cookie, offset, offset, wire_len, done);
@@ -582,10 +582,11 @@ impl<S: Stream> Session<S> {
         self.output.push_owned(buf, start, charge);
     }
 
-    fn answer_sparse(&mut self, request: &Request, data: &[u8], done: bool) {
+    fn answer_sparse(&mut self, request: &Request, data: &[u8], done: bool, charge: Charge) {
         let mode = self.agreed.mode;
         let Request { cookie, offset, .. } = *request;
         let mut pieces = data.chunks(HOLE_GRAIN).map(|piece| (piece.len(), is_zero(piece))).peekable();
+        let mut reply = Vec::with_capacity(data.len());
         let mut at = 0;
         while let Some((mut len, zero)) = pieces.next() {
             while let Some((more, _)) = pieces.next_if(|&(_, next)| next == zero) {
@@ -595,12 +596,14 @@ impl<S: Stream> Session<S> {
             let place = offset + at as u64;
             let wire_len = u32::try_from(len).unwrap_or(u32::MAX);
             if zero {
-                self.output.push(&Head::hole(mode, cookie, offset, place, wire_len, last));
+                reply.extend_from_slice(&Head::hole(mode, cookie, offset, place, wire_len, last));
             } else {
-                self.output.push(&Head::data(mode, cookie, offset, place, wire_len, last));
-                self.output.push(&data[at..at + len]);
+                reply.extend_from_slice(&Head::data(mode, cookie, offset, place, wire_len, last));
+                reply.extend_from_slice(&data[at..at + len]);
             }
             at += len;
         }
+        // The memory stays paid for until the peer has taken it.
+        self.output.push_owned(reply, 0, charge);
     }
 }
