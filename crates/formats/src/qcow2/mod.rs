@@ -586,8 +586,29 @@ impl<D: BlockDevice> BlockDevice for Qcow2<D> {
         self.file.close().await
     }
 
-    fn listens(&self, event: Event) -> bool {
-        let _ = event;
-        false
+    fn format_details(&self) -> Vec<(&'static str, String)> {
+        let header = self.header.borrow();
+        let compat = if self.geometry.version < 3 { "0.10" } else { "1.1" };
+        let compression = match header.compression {
+            header::Compression::Zlib => "zlib",
+            header::Compression::Zstd => "zstd",
+        };
+        let mut details = vec![("compat", compat.to_owned()), ("compression type", compression.to_owned())];
+        if self.geometry.version >= 3 {
+            let lazy = header.compatible & header::LAZY_REFCOUNTS != 0;
+            details.push(("lazy refcounts", lazy.to_string()));
+        }
+        details.push(("refcount bits", (1u32 << self.geometry.refcount_order).to_string()));
+        if self.geometry.external_data {
+            details.extend(header.data_file_name.clone().map(|name| ("data file", name)));
+            details.push(("data file raw", self.geometry.raw_external.to_string()));
+        }
+        if self.geometry.version >= 3 {
+            details.push(("corrupt", header.is_corrupt().to_string()));
+        }
+        if self.geometry.version >= 3 {
+            details.push(("extended l2", self.geometry.extended.to_string()));
+        }
+        details
     }
 }
