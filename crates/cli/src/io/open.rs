@@ -1,0 +1,260 @@
+//! Opening an image: qemu-io's modes, and QEMU's words for what goes wrong.
+
+use blkproof_block::graph::{CacheMode, OpenContext, OpenError, OpenFlags, OptionError, Options, Registry, Value};
+use blkproof_block::{BlockDevice as _, Node};
+
+use super::reply::Reply;
+use super::session::Disk;
+
+/// An image as a command line or an `open` command names it.
+#[derive(Clone, Default)]
+pub(super) struct OpenSpec {
+    /// The filename.
+    pub(super) name: Option<String>,
+    /// Options as `key=value` list.
+    pub(super) options: Option<String>,
+    /// Format, from `-f`.
+    pub(super) format: Option<String>,
+    /// Read-only, cache mode, discard and so on.
+    pub(super) flags: OpenFlags,
+    /// `-i native`, which QEMU only takes together with `O_DIRECT`.
+    pub(super) native_aio: bool,
+    /// `-s`.
+    pub(super) snapshot: bool,
+    /// `-C`.
+    pub(super) copy_on_read: bool,
+}
+
+/// What qemu-io starts from: discards go through, and every write is durable when it completes.
+pub(super) fn default_flags(allow_backing: bool) -> OpenFlags {
+    OpenFlags {
+        cache: CacheMode { direct: false, no_flush: false, writeback: false },
+        unmap: true,
+        allow_backing,
+        ..OpenFlags::default()
+    }
+}
+
+/// The cache mode of that name.
+///
+/// # Errors
+/// The message to print.
+pub(super) fn cache_mode(name: &str) -> Result<CacheMode, String> {
+    CacheMode::from_name(name).ok_or_else(|| format!("Invalid cache option: {name}"))
+}
+
+/// Whether discards go through in the mode of that name.
+///
+/// # Errors
+/// The message to print.
+pub(super) fn discard_mode(name: &str) -> Result<bool, String> {
+    match name {
+        "on" | "unmap" => Ok(true),
+        "off" | "ignore" => Ok(false),
+        _ => Err(format!("Invalid discard option: {name}")),
+    }
+}
+
+/// Whether the mode of that name is the kernel's own asynchronous I/O.
+///
+/// # Errors
+/// The message to print.
+pub(super) fn aio_mode(name: &str) -> Result<bool, String> {
+    match name {
+        "threads" | "io_uring" => Ok(false),
+        "native" => Ok(true),
+        _ => Err(format!("Invalid aio option: {name}")),
+    }
+}
+
+/// Opens what `spec` names, or says why not.
+pub(super) async fn open(spec: OpenSpec, registry: &Registry, reply: &mut Reply) -> Option<Disk> {
+    match try_open(&spec, registry, reply).await {
+        Ok((node, guessed_raw)) => Some(Disk::new(node, spec, registry.clone(), guessed_raw)),
+        Err(reason) => {
+            match &spec.name {
+                Some(name) => reply.complain(&format!("can't open device {name}: {reason}")),
+                None => reply.complain(&format!("can't open: {reason}")),
+            }
+            None
+        }
+    }
+}
+
+/// Opens what `spec` names, and leaves it to the caller to say why not.
+///
+/// # Errors
+/// The reason.
+pub(super) async fn open_quietly(spec: OpenSpec, registry: &Registry, reply: &mut Reply) -> Result<Disk, String> {
+    let (node, guessed_raw) = try_open(&spec, registry, reply).await?;
+    Ok(Disk::new(node, spec, registry.clone(), guessed_raw))
+}
+
+/// The node, and whether it is raw for want of anything better.
+async fn try_open(spec: &OpenSpec, registry: &Registry, reply: &mut Reply) -> Result<(Node, bool), String> {
+    let options = match &spec.options {
+        Some(text) => {
+            let text = spelled_out(text, reply);
+            Options::from_image_opts(&text).map_err(|error| words(&error.into(), spec, reply))?
+        }
+        None => Options::new(),
+    };
+    check_modes(spec, &options)?;
+    // The disk itself makes every write durable in writethrough mode, so that `reopen -c` can change its mind.
+    let cache = CacheMode { writeback: true, ..spec.flags.cache };
+    let context = OpenContext { registry, flags: OpenFlags { cache, ..spec.flags } };
+    let options = match &spec.format {
+        Some(format) => options.with("driver", format.as_str()),
+        None => options,
+    };
+    let qemu_probes = reply.as_qemu_io() && options.text("driver").is_none();
+    let options = match &spec.name {
+        Some(name) => named(options, name, &context, qemu_probes).map_err(|error| words(&error, spec, reply))?,
+        None => options,
+    };
+    // For reading alone raw is a harmless guess, and nobody is warned.
+    if !qemu_probes || spec.flags.read_only || options.text("driver").is_some() {
+        let node = context.open(options).await.map_err(|error| words(&error, spec, reply))?;
+        return Ok((node, false));
+    }
+    // QEMU guesses raw even for writing, and says so. Our graph only does so for reading: ask it, then say the answer.
+    let title = spec.name.clone().or_else(|| filename(&options)).unwrap_or_default();
+    let format = probe(&context, &options).await.map_err(|error| words(&error, spec, reply))?;
+    if format == "raw" {
+        reply.err(&format!(
+            "WARNING: Image format was not specified for '{title}' and probing guessed raw.\n         \
+             Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
+             restricted.\n         \
+             Specify the 'raw' format explicitly to remove the restrictions."
+        ));
+    }
+    let options = options.with("driver", format);
+    let node = context.open(options).await.map_err(|error| words(&error, spec, reply))?;
+    Ok((node, format == "raw"))
+}
+
+/// What can not be done, and what QEMU does not let be combined.
+fn check_modes(spec: &OpenSpec, options: &Options) -> Result<(), String> {
+    if spec.flags.force_share && !spec.flags.read_only {
+        return Err("force-share=on can only be used with read-only images".into());
+    }
+    if spec.native_aio && !spec.flags.cache.direct {
+        return Err("aio=native was specified, but it requires cache.direct=on, which was not specified.".into());
+    }
+    if spec.copy_on_read && spec.flags.read_only {
+        return Err("Can't use copy-on-read on read-only device".into());
+    }
+    if spec.snapshot {
+        return Err("temporary snapshots (-s) are not supported; create a qcow2 overlay instead".into());
+    }
+    if spec.copy_on_read {
+        return Err("copy-on-read (-C) is not supported".into());
+    }
+    if !spec.flags.read_only && matches!(options.text("read-only"), Some("on" | "yes" | "true")) {
+        return Err("Block node is read-only".into());
+    }
+    Ok(())
+}
+
+/// Adds the filename. QEMU also probes what a `nbd://` name holds, our graph does not.
+fn named(options: Options, name: &str, context: &OpenContext<'_>, qemu_probes: bool) -> Result<Options, OpenError> {
+    if qemu_probes && !name.starts_with("json:") && !options.iter().any(|(key, _)| key == "file") {
+        let file = Options::from_filename(name, context.registry)?;
+        return Ok(options.with_child("file", file));
+    }
+    context.with_filename(options, name)
+}
+
+/// The format of what `options` name, as found by opening it for reading.
+async fn probe(context: &OpenContext<'_>, options: &Options) -> Result<&'static str, OpenError> {
+    let node = context.read_only().open(options.clone()).await?;
+    let format = node.info().driver;
+    node.close().await.map_err(|error| OpenError::io("closing the image after probing it", error))?;
+    Ok(format)
+}
+
+/// The file an option tree is about.
+fn filename(options: &Options) -> Option<String> {
+    if let Some(name) = options.text("filename") {
+        return Some(name.to_owned());
+    }
+    options.iter().find_map(|(key, value)| match value {
+        Value::Tree(file) if key == "file" => filename(file),
+        Value::Text(name) if key == "file" => Some(name.clone()),
+        _ => None,
+    })
+}
+
+/// QEMU takes an option without a value for a boolean and complains; our parser takes the first one for a filename.
+pub(super) fn spelled_out(text: &str, reply: &mut Reply) -> String {
+    if !reply.as_qemu_io() {
+        return text.to_owned();
+    }
+    let mut items: Vec<String> = Vec::new();
+    for item in text.replace(",,", "\0").split(',') {
+        if item.contains('=') || item.is_empty() {
+            items.push(item.to_owned());
+            continue;
+        }
+        let name = item.replace('\0', ",");
+        reply
+            .complain(&format!("warning: short-form boolean option '{name}' deprecated\nPlease use {name}=on instead"));
+        items.push(format!("{item}=on"));
+    }
+    items.join(",").replace('\0', ",,")
+}
+
+/// QEMU's words where they are known and wanted; otherwise ours, which say more.
+fn words(error: &OpenError, spec: &OpenSpec, reply: &mut Reply) -> String {
+    if !reply.as_qemu_io() {
+        return error.to_string();
+    }
+    match error {
+        OpenError::UnknownDriver { name, .. } => format!("Unknown driver '{name}'"),
+        OpenError::Option(error) => option_words(error),
+        OpenError::Usage(text) if text.starts_with("the node needs a ") => "Must specify either driver or file".into(),
+        OpenError::Io { what, source } if what.starts_with("nbd server ") => {
+            let server = what.strip_prefix("nbd server ").unwrap_or(what);
+            format!("Failed to connect to '{server}': {}", source.errno)
+        }
+        OpenError::Io { source, .. } if spec.name.as_deref().is_none_or(|name| !name.contains("://")) => {
+            let name = spec
+                .name
+                .clone()
+                .or_else(|| spec.options.as_deref().and_then(|text| filename(&Options::from_image_opts(text).ok()?)));
+            format!("Could not open '{}': {}", name.unwrap_or_default(), source.errno)
+        }
+        _ => {
+            let text = error.to_string();
+            match text.split_once("' is a directory") {
+                Some((name, _)) => format!("Could not open {name}': Is a directory"),
+                None if text.starts_with("image is not in ") => text.replacen('i', "I", 1),
+                None => text,
+            }
+        }
+    }
+}
+
+/// QEMU's words for a wrong option.
+fn option_words(error: &OptionError) -> String {
+    match error {
+        OptionError::Unknown { option, driver, .. } => {
+            format!("Block format '{driver}' does not support the option '{option}'")
+        }
+        OptionError::Value { option, expected, .. } if expected.starts_with("a size") => format!(
+            "Parameter '{option}' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means \
+             kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
+        ),
+        OptionError::Value { option, expected, .. } => format!("Parameter '{option}' expects {expected}"),
+        OptionError::Missing { option, .. } if option == "file" => {
+            "A block device must be specified for \"file\"".into()
+        }
+        OptionError::Missing { option, .. } => format!("Parameter '{option}' is missing"),
+        OptionError::Syntax(text) => {
+            match text.strip_prefix("unknown protocol '").and_then(|rest| rest.split_once('\'')) {
+                Some((protocol, _)) => format!("Unknown protocol '{protocol}'"),
+                None => text.clone(),
+            }
+        }
+    }
+}

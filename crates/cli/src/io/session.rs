@@ -1,0 +1,297 @@
+//! The open image as qemu-io sees it: counted in sectors, with the bounds and the cache mode of a guest's disk.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use blkproof_block::device::check_bounds;
+use blkproof_block::graph::{DriverKind, Registry};
+use blkproof_block::{
+    BlockDevice as _, Capabilities, DeviceInfo, Errno, IoError, Node, Preallocation, Result, WriteFlags, ZeroFlags,
+};
+
+use super::numbers::SECTOR;
+use super::open::OpenSpec;
+
+/// Zeroes written at once where a driver has no way of its own to make them.
+const ZERO_PIECE: usize = 1 << 20;
+
+/// A guest could plant the header of a format here, if the image is raw only by a guess.
+const PROBED_HEAD: usize = 512;
+
+/// An open image. Requests in flight share it.
+pub(super) struct Disk {
+    node: Node,
+    /// How it was opened, for `reopen`.
+    pub(super) spec: OpenSpec,
+    registry: Registry,
+    /// Raw because nothing else fitted: writes that would make it look like a format are refused, as in QEMU.
+    guessed_raw: bool,
+    read_only: Cell<bool>,
+    writeback: Cell<bool>,
+}
+
+/// How a write is to be done.
+#[derive(Clone, Copy, Default)]
+pub(super) struct WriteManner {
+    /// `-f`.
+    pub(super) fua: bool,
+    /// `-c`.
+    pub(super) compressed: bool,
+}
+
+/// How a write of zeroes is to be done.
+#[derive(Clone, Copy, Default)]
+pub(super) struct ZeroManner {
+    /// `-f`.
+    pub(super) fua: bool,
+    /// `-u`.
+    pub(super) may_unmap: bool,
+    /// `-n`.
+    pub(super) no_fallback: bool,
+}
+
+impl Disk {
+    /// Takes over a node that was opened as `spec` says.
+    pub(super) fn new(node: Node, spec: OpenSpec, registry: Registry, guessed_raw: bool) -> Self {
+        let read_only = Cell::new(spec.flags.read_only || node.info().read_only);
+        let writeback = Cell::new(spec.flags.cache.writeback);
+        Self { node, spec, registry, guessed_raw, read_only, writeback }
+    }
+
+    /// Properties of the node.
+    pub(super) fn info(&self) -> DeviceInfo {
+        self.node.info()
+    }
+
+    /// What the format alone has to say.
+    pub(super) fn format_details(&self) -> Vec<(&'static str, String)> {
+        self.node.format_details()
+    }
+
+    /// Size in bytes, rounded up to whole sectors, in which QEMU counts every image.
+    pub(super) fn size(&self) -> u64 {
+        round_up(self.node.info().size)
+    }
+
+    /// Whether writes are refused.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.read_only.get()
+    }
+
+    /// Refuses writes from now on, or no longer; `false` if the node itself takes none.
+    pub(super) fn set_read_only(&self, read_only: bool) -> bool {
+        if !read_only && self.node.info().read_only {
+            return false;
+        }
+        self.read_only.set(read_only);
+        true
+    }
+
+    /// Whether a write may complete before it is durable.
+    pub(super) fn set_writeback(&self, writeback: bool) {
+        self.writeback.set(writeback);
+    }
+
+    /// Whether the driver is one that stands on no other (`file`, `nbd`).
+    pub(super) fn is_protocol(&self) -> bool {
+        self.registry.driver(self.info().driver).is_ok_and(|driver| driver.kind() != DriverKind::Format)
+    }
+
+    /// Fails a request that is not inside the disk; asked before memory is taken for one.
+    pub(super) fn check_bounds(&self, at: u64, len: u64) -> Result<()> {
+        check_bounds(at, len, self.size())
+    }
+
+    /// Reads; what lies between the end of the image and the end of its last sector reads as zeroes.
+    pub(super) async fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        let len = buf.len() as u64;
+        self.check_bounds(at, len)?;
+        let inside = inside(at, len, self.info().size);
+        let (stored, past) = buf.split_at_mut(inside);
+        if !stored.is_empty() {
+            self.node.read(at, stored).await?;
+        }
+        past.fill(0);
+        Ok(())
+    }
+
+    /// Writes.
+    pub(super) async fn write(&self, at: u64, data: &[u8], manner: WriteManner) -> Result<()> {
+        let len = data.len() as u64;
+        self.check_bounds(at, len)?;
+        self.check_writable()?;
+        if manner.compressed {
+            self.check_compressed(at, len)?;
+        }
+        if data.is_empty() {
+            return Ok(());
+        }
+        self.check_head(at, data).await?;
+        self.cover(at, len).await?;
+        let fua = self.fua(manner.fua);
+        let mut flags = WriteFlags::empty();
+        flags.set(WriteFlags::FUA, fua.native);
+        flags.set(WriteFlags::COMPRESSED, manner.compressed);
+        self.node.write(at, data, flags).await?;
+        self.settle(&fua).await
+    }
+
+    /// Makes a range read as zeroes.
+    pub(super) async fn write_zeroes(&self, at: u64, len: u64, manner: ZeroManner) -> Result<()> {
+        self.check_bounds(at, len)?;
+        self.check_writable()?;
+        if len == 0 {
+            return Ok(());
+        }
+        self.cover(at, len).await?;
+        let fua = self.fua(manner.fua);
+        let mut flags = ZeroFlags::empty();
+        flags.set(ZeroFlags::FUA, fua.native);
+        flags.set(ZeroFlags::MAY_UNMAP, manner.may_unmap);
+        flags.set(ZeroFlags::NO_FALLBACK, manner.no_fallback);
+        match self.node.write_zeroes(at, len, flags).await {
+            Err(error) if error.errno == Errno::NOTSUP && !manner.no_fallback => self.write_zero_bytes(at, len).await?,
+            done => done?,
+        }
+        self.settle(&fua).await
+    }
+
+    /// Gives up the content of a range.
+    pub(super) async fn discard(&self, at: u64, len: u64) -> Result<()> {
+        self.check_bounds(at, len)?;
+        self.check_writable()?;
+        match inside(at, len, self.info().size) as u64 {
+            0 => Ok(()),
+            inside => self.node.discard(at, inside).await,
+        }
+    }
+
+    /// Makes durable what was completed.
+    pub(super) async fn flush(&self) -> Result<()> {
+        self.node.flush().await
+    }
+
+    /// Changes the size.
+    pub(super) async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        self.check_writable()?;
+        self.node.resize(size, preallocation).await
+    }
+
+    /// Whether the bytes from `at` belong to this image and not to a backing one, and for how many bytes that is so.
+    ///
+    /// A format that can not have a backing image owns all it has, written or not.
+    pub(super) async fn is_allocated(&self, at: u64, len: u64) -> Result<(bool, u64)> {
+        let inside = inside(at, len, self.info().size) as u64;
+        if inside == 0 {
+            return Ok((true, len));
+        }
+        let status = self.node.block_status(at, inside).await?;
+        let always = matches!(self.info().driver, "raw" | "file" | "vdi" | "memory" | "nbd");
+        Ok((always || status.allocated, status.len.clamp(1, inside)))
+    }
+
+    /// Waits for what is under way, writes back what is held in memory and gives the image up.
+    pub(super) async fn close(&self) -> Result<()> {
+        self.node.drain().await?;
+        // A read-only image has nothing to write back, but its files are still to be let go.
+        self.node.close().await
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.is_read_only() { Err(IoError::read_only()) } else { Ok(()) }
+    }
+
+    /// Only qcow2 compresses, and only whole clusters, of which the last may be cut off by the end of the image.
+    fn check_compressed(&self, at: u64, len: u64) -> Result<()> {
+        let info = self.info();
+        if info.driver != "qcow2" {
+            return Err(IoError::unsupported());
+        }
+        let cluster = u64::from(info.cluster_size.max(1));
+        let ends = at.saturating_add(len);
+        if at % cluster != 0 || (len % cluster != 0 && ends != self.size()) {
+            return Err(IoError::new(Errno::INVAL).detail("only whole clusters can be compressed"));
+        }
+        Ok(())
+    }
+
+    /// Refuses to make a raw image, guessed to be one, look like something else at the next guess.
+    async fn check_head(&self, at: u64, data: &[u8]) -> Result<()> {
+        let Some(at) = usize::try_from(at).ok().filter(|at| self.guessed_raw && *at < PROBED_HEAD) else {
+            return Ok(());
+        };
+        let mut head = [0; PROBED_HEAD];
+        self.read(0, &mut head).await?;
+        for (byte, new) in head.iter_mut().skip(at).zip(data) {
+            *byte = *new;
+        }
+        let mut formats = self.registry.drivers().filter(|driver| driver.kind() == DriverKind::Format);
+        if formats.any(|driver| driver.name() != "raw" && driver.probe(&head)) {
+            return Err(IoError::new(Errno::PERM).detail("this would make a raw image look like another format"));
+        }
+        Ok(())
+    }
+
+    /// Lets the image reach to the end of its last sector, if the request does.
+    async fn cover(&self, at: u64, len: u64) -> Result<()> {
+        let info = self.info();
+        if at.saturating_add(len) > info.size && !info.capabilities.contains(Capabilities::GROWS) {
+            self.node.resize(round_up(info.size), Preallocation::Off).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_zero_bytes(&self, at: u64, len: u64) -> Result<()> {
+        let zeroes = vec![0; ZERO_PIECE];
+        let mut done = 0u64;
+        while done < len {
+            let piece = usize::try_from(len.saturating_sub(done)).map_or(ZERO_PIECE, |left| left.min(ZERO_PIECE));
+            let piece = zeroes.get(..piece).unwrap_or_default();
+            self.node.write(at.saturating_add(done), piece, WriteFlags::empty()).await?;
+            done = done.saturating_add(piece.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// In writethrough mode every write is durable when it completes. A node without FUA of its own gets a flush.
+    fn fua(&self, asked: bool) -> Fua {
+        let wanted = asked || !self.writeback.get();
+        let native = wanted && self.info().capabilities.contains(Capabilities::FUA);
+        Fua { native, by_flush: wanted && !native }
+    }
+
+    async fn settle(&self, fua: &Fua) -> Result<()> {
+        if fua.by_flush { self.node.flush().await } else { Ok(()) }
+    }
+}
+
+struct Fua {
+    native: bool,
+    by_flush: bool,
+}
+
+fn round_up(size: u64) -> u64 {
+    size.checked_next_multiple_of(SECTOR).unwrap_or(size)
+}
+
+/// How many of the `len` bytes from `at` lie below `size`.
+fn inside(at: u64, len: u64, size: u64) -> usize {
+    usize::try_from(len.min(size.saturating_sub(at))).unwrap_or(usize::MAX)
+}
+
+/// The disk that commands share.
+pub(super) type SharedDisk = Rc<Disk>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_cut_at_the_end() {
+        for (at, len, size, want) in
+            [(0, 4, 10, 4), (8, 4, 10, 2), (10, 4, 10, 0), (11, 4, 10, 0), (u64::MAX, u64::MAX, 10, 0)]
+        {
+            assert_eq!(inside(at, len, size), want, "{len} bytes at {at} of {size}");
+        }
+    }
+}
