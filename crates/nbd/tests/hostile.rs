@@ -240,6 +240,29 @@ fn a_client_that_takes_no_replies_is_held_back_and_holds_nobody() {
 }
 
 #[test]
+fn warming_a_cache_is_paid_for() {
+    run(async {
+        let disk = TestDisk::new(64 * MIB);
+        let limits = Limits { in_flight_bytes: 4 << 20, ..Limits::default() };
+        let server = Rc::new(Server::new(Exports::single(Node::new(disk.clone())), limits));
+        let (mut near, served) = transmission(&server, 1 << 16).await;
+        disk.hold_kind(OpKind::Read);
+        for cookie in 0..100 {
+            near.write_all(&request(5, cookie, 0, 8 << 20)).await.unwrap();
+        }
+        for _ in 0..200 {
+            yield_now().await;
+        }
+        assert_eq!(disk.parked().len(), 5, "four of 1 MiB out of the budget, one of the connection's own");
+        disk.clear_rules();
+        disk.release_all();
+        near.read_exact(&mut [0; 16 * 100]).await.unwrap();
+        near.write_all(&request(2, 0, 0, 0)).await.unwrap();
+        assert_eq!(served.await.unwrap().unwrap().requests, 100);
+    });
+}
+
+#[test]
 fn replies_that_nobody_takes_stay_paid_for() {
     run(async {
         let disk = TestDisk::new(64 * MIB);

@@ -447,10 +447,13 @@ impl<S: Stream> Session<S> {
         match request.kind {
             command::READ => self.begin_read(request, head_len, cx),
             kind => {
+                // Warming a cache needs a buffer; nothing else here does.
+                let memory = if kind == command::CACHE { CACHE_STEP } else { 0 };
+                let Some(charge) = self.budget.take(memory) else { return Taken::NotNow };
                 self.input.consume(head_len);
                 let job =
                     if kind == command::BLOCK_STATUS { self.status_job(self.agreed.allocation) } else { Job::Plain };
-                self.start(request, job, Charge::Free, cx);
+                self.start(request, job, charge, cx);
                 Taken::Yes
             }
         }
