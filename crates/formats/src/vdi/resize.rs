@@ -157,10 +157,20 @@ impl<D: BlockDevice> Vdi<D> {
             return Err(IoError::new(Errno::NOTSUP).detail("blocks at the start of the VDI image can not be moved"));
         }
         // From here on a header that names this space may reach the disk. A dropped write of the map lands here too.
-        vacated.iter_mut().for_each(Reservation::retire_if_dropped);
+        #[cfg(test)]
+        let retire = !self.mutated(super::tests::Mutant::FreesWhatHeaderNames);
+        #[cfg(not(test))]
+        let retire = true;
+        if retire {
+            vacated.iter_mut().for_each(Reservation::retire_if_dropped);
+        }
         self.fresh_from.set(self.fresh_from.get().max(wanted.data_offset));
         let _turn = self.metadata_turn().await?;
         self.write_future_map(0, wanted, by).await?;
+        #[cfg(test)]
+        if self.mutated(super::tests::Mutant::SwitchesBeforeFlush) {
+            self.write_header(&wanted, self.allocator.end().saturating_sub(by)).await?;
+        }
         self.file.flush().await?;
         let count = self.allocator.end().saturating_sub(by);
         self.write_header(&wanted, count).await?;

@@ -13,9 +13,14 @@ pub(super) enum Mutant {
     MapBeforeData,
     /// M42: a failed flush forgets what was dirty.
     ForgetsDirty,
+    /// M44: the header switches to a map that is not durable.
+    SwitchesBeforeFlush,
+    /// M4: space that a header may name is free after a resize that failed.
+    FreesWhatHeaderNames,
 }
 
 mod bugs;
+mod hostile;
 mod resize;
 mod sweep;
 mod workload;

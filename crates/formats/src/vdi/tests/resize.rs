@@ -1,11 +1,20 @@
 //! Growing, with and without room for the map, shrinking, and closing gaps: with faults at every request, and power cuts
 //! at every point that matters.
 
+use std::cell::{Cell, RefCell};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Waker};
+
 use blkproof_block::nodes::memory::SparseBytes;
-use blkproof_block::testing::{TestDisk, block_on, crash_states, interesting_points, stamp};
+use blkproof_block::testing::{
+    Action, Choices, DrainPolicy, Executor, Model, Rule, TestDisk, block_on, crash_states, hash, interesting_points,
+    stamp,
+};
 use blkproof_block::{BlockDevice, Errno, IoError, Preallocation, WriteFlags, ZeroFlags};
 
-use super::{Setup, check_image, content, open, recover};
+use super::{Mutant, Setup, check_image, content, open, recover, shared};
+use crate::vdi::Vdi;
 
 /// From, to, and the setup before.
 fn table() -> Vec<(&'static str, Setup, u64)> {
@@ -110,51 +119,196 @@ fn preallocation_maps_every_new_block() {
     }
 }
 
+/// What a request of a resize meets.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Fails,
+    /// It is done, and yet fails: for a header, nobody knows which image the disk holds.
+    DoneButFails,
+    /// The resize is dropped while the request is in flight; it lands, or never.
+    Dropped(DrainPolicy),
+}
+
+/// Writes 9 to every block that reads as zeroes: whatever the resize gave back is used again.
+fn fill_gaps(image: &Vdi<TestDisk>, block_size: u32, what: &str) -> Vec<u8> {
+    let mut now = content(image).unwrap();
+    for (index, chunk) in now.chunks_mut(block_size as usize).enumerate() {
+        if chunk.iter().all(|&byte| byte == 0) {
+            chunk.fill(9);
+            let at = index as u64 * u64::from(block_size);
+            block_on(image.write(at, chunk, WriteFlags::empty())).unwrap_or_else(|error| panic!("{what}: {error}"));
+        }
+    }
+    now
+}
+
+/// A resize that fails or is dropped at request n, for every n: content stays, the image takes writes everywhere, no
+/// power cut after those writes hurts what was there before, and after a close all is clean.
 #[test]
-fn a_resize_with_a_failing_request_keeps_every_byte() {
-    for (what, setup, size) in table() {
+fn a_resize_that_fails_or_is_dropped_keeps_every_byte() {
+    fail_every_request(&table(), None);
+}
+
+fn fail_every_request(table: &[(&str, Setup, u64)], mutant: Option<Mutant>) {
+    let fates = [Fate::Fails, Fate::DoneButFails, Fate::Dropped(DrainPolicy::Land), Fate::Dropped(DrainPolicy::Forget)];
+    for &(what, setup, size) in table {
         let (bytes, want) = filled(setup);
-        let mut n = 1;
-        loop {
-            let what = format!("{what}, request {n} fails");
-            let disk = TestDisk::growing_from_bytes(bytes.clone());
-            let image = open(&disk).unwrap();
-            disk.fail_nth(n, IoError::new(Errno::IO));
-            let result = block_on(image.resize(size, Preallocation::Off));
-            let bitten = disk.faults() > 0;
-            disk.clear_rules();
-            assert!(result.is_ok() || bitten, "{what}");
-            // Old or new; what the running driver says is what the next one finds.
-            let now = content(&image).unwrap();
-            same_up_to_size(&now, &want, [setup.size, size]).unwrap_or_else(|error| panic!("{what}: {error}"));
-            // A write to every unallocated block reuses whatever the failure gave back.
-            let mut now = now;
-            for (index, chunk) in now.chunks_mut(setup.block_size as usize).enumerate() {
-                if chunk.iter().all(|&byte| byte == 0) {
-                    chunk.fill(9);
-                    let at = index as u64 * u64::from(setup.block_size);
-                    block_on(image.write(at, chunk, WriteFlags::empty()))
-                        .unwrap_or_else(|error| panic!("{what}: {error}"));
+        for fate in fates {
+            let mut n = 1;
+            loop {
+                let what = format!("{what}, request {n}: {fate:?}");
+                let disk = TestDisk::growing_from_bytes(bytes.clone());
+                let image = shared(&disk, mutant);
+                let error = IoError::new(Errno::IO);
+                let bitten = match fate {
+                    Fate::Dropped(policy) => {
+                        disk.set_drain_policy(policy);
+                        disk.add_rule(Rule::new(Action::HoldBefore).nth(n));
+                        let mut resize = pin!(image.resize(size, Preallocation::Off));
+                        resize.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
+                    }
+                    fate => {
+                        let action = match fate {
+                            Fate::Fails => Action::FailBefore(error),
+                            _ => Action::DoThenFail(error),
+                        };
+                        disk.add_rule(Rule::new(action).nth(n));
+                        let result = block_on(image.resize(size, Preallocation::Off));
+                        assert!(result.is_ok() || disk.faults() > 0, "{what}");
+                        disk.faults() > 0
+                    }
+                };
+                disk.clear_rules();
+                let now = content(&image).unwrap();
+                same_up_to_size(&now, &want, [setup.size, size]).unwrap_or_else(|error| panic!("{what}: {error}"));
+                let now = fill_gaps(&image, setup.block_size, &what);
+                let log = disk.log();
+                let budget = if n % 2 == 0 { 4 } else { 1 };
+                for state in crash_states(&log, &disk.initial(), log.end(), budget, n) {
+                    let found =
+                        recover(&state.image, true).unwrap_or_else(|e| panic!("{what}, cut, {}: {e}", state.how));
+                    let wrong =
+                        found.iter().zip(&want).position(|(&found, &want)| found != want && (found, want) != (9, 0));
+                    assert_eq!(wrong, None, "{what}, power cut with {}", state.how);
+                }
+                block_on(image.close()).unwrap_or_else(|error| panic!("{what}: close: {error}"));
+                check_image(&disk.image(), true).unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert!(content(&open(&disk).unwrap()).unwrap() == now, "{what}: content after reopening");
+                if !bitten {
+                    break;
+                }
+                n += 1;
+            }
+        }
+    }
+}
+
+/// Requests beside a resize, in any order, some of them dropped: what completed is there, across sizes and power cuts.
+#[test]
+fn requests_go_on_while_the_size_changes() {
+    const KEPT: u64 = 8 * 4096;
+    for seed in 0..30u64 {
+        let setup = Setup { size: 40 * 4096, ..Setup::small() };
+        let disk = setup.disk();
+        disk.set_drain_policy(DrainPolicy::BySeed(seed));
+        let image = Rc::new(open(&disk).unwrap());
+        let model = Rc::new(RefCell::new(Model::new(SparseBytes::new(KEPT)).with_disk(&disk)));
+        let mut executor = Executor::new();
+        executor.attach(&disk);
+        let mut choices = Choices::new(hash(0x7e51_2e00, seed));
+        let mut cancel = Vec::new();
+        for op in 1..40u64 {
+            let (image, model) = (Rc::clone(&image), Rc::clone(&model));
+            let change = Rc::new(Cell::new(None));
+            let slot = Rc::clone(&change);
+            let mut draw = choices.stream(op);
+            let task = executor.spawn(async move {
+                match op % 5 {
+                    0 => {
+                        let size = [KEPT, 30 * 4096, 100 * 4096, 200 * 4096, 600 * 4096][draw.index(5)];
+                        image.resize(size, Preallocation::Off).await.unwrap();
+                    }
+                    1 => {
+                        let flush = model.borrow_mut().submit_flush();
+                        image.flush().await.unwrap();
+                        model.borrow_mut().complete_flush(flush);
+                    }
+                    _ => {
+                        let at = draw.below(KEPT - 600);
+                        let data = stamp::bytes(at, 1 + draw.index(600), op);
+                        let fua = draw.chance(300);
+                        let id = model.borrow_mut().submit_write(at, &data, fua);
+                        slot.set(Some(id));
+                        let flags = if fua { WriteFlags::FUA } else { WriteFlags::empty() };
+                        image.write(at, &data, flags).await.unwrap();
+                        model.borrow_mut().complete(id);
+                    }
+                }
+            });
+            if choices.chance(200) {
+                cancel.push((task.id(), change));
+            }
+        }
+        let mut steps = 0;
+        while executor.step(&mut choices) {
+            steps += 1;
+            if steps % 30 == 0
+                && let Some((task, change)) = cancel.pop()
+            {
+                executor.cancel(task);
+                if let Some(id) = change.get() {
+                    model.borrow_mut().drop_request(id);
                 }
             }
-            block_on(image.close()).unwrap_or_else(|error| panic!("{what}: close: {error}"));
-            check_image(&disk.image(), true).unwrap_or_else(|error| panic!("{what}: {error}"));
-            assert!(content(&open(&disk).unwrap()).unwrap() == now, "{what}: content after reopening");
-            if !bitten {
-                break;
+            assert!(steps < 100_000, "seed {seed}: no end in sight");
+        }
+        executor.run(seed).unwrap_or_else(|stuck| panic!("seed {seed}: {stuck}"));
+        disk.set_scheduled(false);
+        let end = disk.position();
+        let at = model.borrow_mut().now();
+        block_on(image.close()).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        model.borrow_mut().drained(at);
+        check_image(&disk.image(), true).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        let mut found = content(&open(&disk).unwrap()).unwrap();
+        found.truncate(usize::try_from(KEPT).unwrap());
+        let verdict = model.borrow_mut().check_now(0, &found);
+        verdict.unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
+        let log = disk.log();
+        let mut points = interesting_points(&log);
+        points.extend(model.borrow().interesting_points());
+        points.retain(|&point| point <= end);
+        for position in points.into_iter().step_by(1 + usize::try_from(seed % 5).unwrap()) {
+            for state in crash_states(&log, &disk.initial(), position, 6, seed) {
+                let where_ = format!("seed {seed}, power cut at {position} with {}", state.how);
+                let mut found = recover(&state.image, true).unwrap_or_else(|error| panic!("{where_}: {error}"));
+                found.truncate(usize::try_from(KEPT).unwrap());
+                let verdict = model.borrow().after_crash(position).check(0, &found);
+                verdict.unwrap_or_else(|violation| panic!("{where_}: {violation}"));
             }
-            // Hundreds of copied blocks are all alike.
-            n += if n < 60 { 1 } else { 37 };
         }
     }
 }
 
 #[test]
 fn a_power_cut_during_a_resize_leaves_the_old_or_the_new_image() {
-    for (what, setup, size) in table() {
+    cut_everywhere(&table(), None);
+}
+
+/// The same judges on drivers that are wrong.
+#[test]
+fn every_mutant_of_resize_is_found() {
+    let moving: Vec<_> = table().into_iter().filter(|(what, ..)| what.contains("move")).collect();
+    assert_eq!(moving.len(), 2);
+    let found = |judge: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(judge)).is_err();
+    assert!(found(&|| fail_every_request(&moving, Some(Mutant::FreesWhatHeaderNames))));
+    assert!(found(&|| cut_everywhere(&moving, Some(Mutant::SwitchesBeforeFlush))));
+}
+
+fn cut_everywhere(table: &[(&str, Setup, u64)], mutant: Option<Mutant>) {
+    for &(what, setup, size) in table {
         let (bytes, want) = filled(setup);
         let disk = TestDisk::growing_from_bytes(bytes);
-        let image = open(&disk).unwrap();
+        let image = shared(&disk, mutant);
         block_on(image.resize(size, Preallocation::Off)).unwrap();
         block_on(image.close()).unwrap();
         let log = disk.log();
