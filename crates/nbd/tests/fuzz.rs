@@ -75,6 +75,54 @@ fn decode(mode: Mode, bytes: &[u8], cut: usize) -> (Vec<String>, Vec<u8>, bool) 
     }
 }
 
+const REQUESTS: &[&[u8]] = &[
+    b"\x25\x60\x95\x13\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\x02\0",
+    b"\x25\x60\x95\x13\0\x01\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x08\0\0\0\x04abcd",
+    b"\x25\x60\x95\x13\0\x08\0\x07\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\x10\0",
+    b"\x25\x60\x95\x13\0\0\0",
+    b"\x21\xe4\x1c\x71\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\0",
+    b"\x21\xe4\x1c\x71\0\x20\0\x07\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x0c\0\0\0\0\0\0\x10\0\0\0\0\0",
+    b"\x21\xe4\x1c\x71\0\0\0",
+];
+
+/// Sends `bytes` in the transmission phase of a whole server, and leaves; the bytes of the replies.
+fn serve(mode: Mode, bytes: &[u8]) -> Vec<u8> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let exports = Exports::single(Node::new(Memory::with_content(&[5; 4096])));
+        let server = blkproof_nbd::server::Server::new(exports, blkproof_nbd::server::Limits::default());
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (mut from, mut to) = tokio::io::split(near);
+        let mut hello = vec![0, 0, 0, 3];
+        match mode {
+            Mode::Simple => {}
+            Mode::Structured => hello.extend(b"IHAVEOPT\0\0\0\x08\0\0\0\0"),
+            Mode::Extended => hello.extend(b"IHAVEOPT\0\0\0\x0b\0\0\0\0"),
+        }
+        if mode != Mode::Simple {
+            hello.extend(b"IHAVEOPT\0\0\0\x0a\0\0\0\x1b\0\0\0\0\0\0\0\x01\0\0\0\x0fbase:allocation");
+        }
+        hello.extend(b"IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0");
+        let client = async {
+            let _ = to.write_all(&hello).await;
+            let _ = to.write_all(bytes).await;
+            let _ = to.shutdown().await;
+        };
+        let mut heard = Vec::new();
+        let served = async {
+            let end = server.serve(far, "fuzz", std::future::pending()).await;
+            if let Ok(summary) = end {
+                assert_eq!(summary.mode, mode, "negotiation came to its end");
+            }
+        };
+        let ((), (), read) = futures_util::join!(client, served, from.read_to_end(&mut heard));
+        read.unwrap();
+        assert_eq!(server.connections(), 0);
+        heard
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -124,6 +172,11 @@ proptest! {
             prop_assert_eq!((back.length, back.payload), (request.length, request.payload));
         }
         let _ = Request::decode(mode, &bytes);
+    }
+
+    #[test]
+    fn sessions(mode in modes(), bytes in nearly(REQUESTS)) {
+        prop_assert!(serve(mode, &bytes).len() >= 18);
     }
 
     #[test]
