@@ -133,9 +133,11 @@ impl OpenContext<'_> {
             }
             options = options.with_child(FILE, Options::from_filename(&filename, self.registry)?);
         }
-        let below = Self { flags: OpenFlags { depth: here.flags.depth.saturating_add(1), ..here.flags }, ..here };
-        let node = Aligned::wrap(driver.open(options, &below).await?);
+        // The top node alone makes writes durable, once; nodes below need not do it a second time.
         let through = here.flags.depth == 0 && !here.flags.cache.writeback && !here.flags.read_only;
+        let cache = CacheMode { writeback: here.flags.cache.writeback || through, ..here.flags.cache };
+        let flags = OpenFlags { depth: here.flags.depth.saturating_add(1), cache, ..here.flags };
+        let node = Aligned::wrap(driver.open(options, &Self { flags, ..here }).await?);
         Ok(if through { Node::new(WriteThrough(node)) } else { node })
     }
 
@@ -204,14 +206,7 @@ impl OpenContext<'_> {
         match formats.into_iter().find(|driver| driver.probe(head)) {
             Some(driver) => Ok(driver.name()),
             None if self.flags.read_only => Ok("raw"),
-            None => {
-                let option = parent.full_name("driver");
-                Err(OpenError::Image(format!(
-                    "'{title}' is in no format known here, and is not guessed to be raw for writing: whoever writes a raw \
-                     disk could plant the header of another format in it\n\
-                     hint: say so with -f raw, or {option}=raw among the options; or open it read-only"
-                )))
-            }
+            None => Err(OpenError::Unrecognised { title, option: parent.full_name("driver") }),
         }
     }
 
