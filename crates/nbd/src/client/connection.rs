@@ -18,7 +18,8 @@ const INPUT: usize = 256 << 10;
 /// Rounds of one poll before others get their turn.
 const ROUNDS: u32 = 8;
 
-/// Sends requests and receives replies until the [`Client`](super::Client) is dropped or closed, or the connection is lost.
+/// Sends requests and receives replies until the [`Client`](super::Client) is dropped or closed, or the connection is
+/// lost.
 ///
 /// Dropping it loses the connection.
 #[derive(Debug)]

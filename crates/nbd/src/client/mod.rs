@@ -1,15 +1,15 @@
 //! The client: an export of some server as a block device.
 //!
-//! [`Client::connect`] negotiates and returns two halves: the device, and a [`Connection`] that moves bytes and has to be
-//! polled beside it (spawned on the same thread). Requests are pipelined; replies come in any order.
+//! [`Client::connect`] negotiates and returns two halves: the device, and a [`Connection`] that moves bytes and has to
+//! be polled beside it (spawned on the same thread). Requests are pipelined; replies come in any order.
 //!
 //! # Cancelling
 //! A request belongs to the connection once it is sent: dropping its future only gives up the answer. Its cookie stays
 //! taken until the server has answered, and [`drain`](BlockDevice::drain) waits for exactly that.
 //!
 //! # Losing the connection
-//! Everything in flight fails with `ESHUTDOWN`, and so does every later request, `drain` included: what the server still does
-//! with requests it has received can not be known. There is no reconnecting.
+//! Everything in flight fails with `ESHUTDOWN`, and so does every later request, `drain` included: what the server still
+//! does with requests it has received can not be known. There is no reconnecting.
 
 mod connection;
 mod state;

@@ -1,7 +1,7 @@
 //! The server's side of negotiation.
 //!
 //! Every length is checked before a byte of what it describes is kept: an option of more than [`MAX_OPTION`] bytes is
-//! skipped as it arrives and answered `TOO_BIG`; one of more than [`MAX_SKIP`] ends the connection, and so does a client
+//! skipped as it arrives and answered `TOO_BIG`; one of more than [`MAX_SKIP`] ends the connection, and so does a peer
 //! that sends more than [`MAX_OPTIONS`] of them.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 

@@ -177,8 +177,8 @@ impl Server {
     /// `peer` names the client to nodes that tell clients apart. `patience` ends when negotiation has taken too long (a
     /// timer of the caller, or [`std::future::pending`]); it has no influence later.
     ///
-    /// Requests in flight when the client goes away are completed, not dropped. Dropping this future drops them: drain the
-    /// nodes before anything relies on what they did.
+    /// Requests in flight when the client goes away are completed, not dropped. Dropping this future drops them: drain
+    /// the nodes before anything relies on what they did.
     ///
     /// # Errors
     /// [`ServeError`], when the server ended the connection because of something the peer did.
@@ -297,7 +297,7 @@ impl Server {
                     }
                 }
                 Step::StartTls if !input.is_empty() => {
-                    // Plain text behind STARTTLS would be taken for encrypted text: somebody in the middle put it there.
+                    // It would be taken for encrypted text: somebody in the middle may have put it there.
                     return Err(ProtocolError::broken("plain text behind NBD_OPT_STARTTLS").into());
                 }
                 Step::StartTls => return Ok(Negotiated::StartTls(stream)),
