@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 
-use blkproof_block::BlockDevice;
+use blkproof_block::align::Aligned;
 use blkproof_block::nodes::memory::SparseBytes;
 use blkproof_block::testing::workload::{Config, run};
 use blkproof_block::testing::{TestDisk, block_on, crash_states, stamp};
+use blkproof_block::{BlockDevice, Limits};
 use blkproof_formats::vdi::{CreateOptions, Vdi, create};
 
 const SIZE: u64 = (5 << 20) + 512;
@@ -73,6 +74,33 @@ fn qemu_agrees_after_every_workload() {
                 assert!(line.starts_with("ERROR: allocated blocks mismatch"), "{what}: {said}");
             }
         }
+    }
+}
+
+/// The same over a device that takes whole blocks of 4 KiB alone, as `O_DIRECT` has it: header, map and data share
+/// blocks, and the node in between reads, modifies and writes them.
+#[test]
+fn a_device_with_limits_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    for seed in 0..4 {
+        let limits = Limits { alignment: 4096, memory_alignment: 512, max_transfer: 256 << 10, ..Limits::NONE };
+        let plain = TestDisk::growing(0);
+        block_on(create(&plain, &CreateOptions { size: SIZE, ..CreateOptions::default() })).unwrap();
+        // A device that does not grow, of whole blocks, with room for every block of the image.
+        let mut bytes = plain.image();
+        bytes.set_size(4096 + (6 << 20));
+        let disk = TestDisk::from_bytes(bytes).with_limits(limits);
+        let aligned = Rc::new(Aligned::new(disk.clone()));
+        let image = Rc::new(block_on(Vdi::open(Rc::clone(&aligned), false)).unwrap());
+        let config = Config { seed, ops: 60, max_len: 300_000, ..Config::default() };
+        let mut outcome = run(config.hostile(), Rc::clone(&image), &disk);
+        outcome.assert_clean();
+        block_on(image.close()).unwrap();
+        let (status, said) = check_status(&disk.image(), dir.path());
+        assert_eq!(status, 0, "seed {seed}: {said}");
+        let again = block_on(Vdi::open(TestDisk::from_bytes(disk.image()), false)).unwrap();
+        block_on(outcome.check_reopened(&again)).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        same_in_qemu(&disk.image(), dir.path(), &format!("seed {seed}"));
     }
 }
 

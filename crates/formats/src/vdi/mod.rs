@@ -9,11 +9,11 @@
 //! The claim: cut the power at any point, keep any subset of the sectors written since the last flush of the file, and
 //! the image opens, has at worst leaked blocks, and holds every write that the guest flushed.
 //!
-//! 1. **Data before the entry, in memory.** An allocation owns its block index ([`alloc`]) until everything it writes to
+//! 1. **Data before the entry, in memory.** An allocation owns its block index (`alloc`) until everything it writes to
 //!    the block has completed. Only then does the map in memory change, in one step without an await, so a failed,
 //!    cancelled or half-done allocation never leaves a block that memory believes in. The rest of the block reads as
 //!    zeroes by then: fresh space behind the end of the file does so by itself, anything else is zeroed first.
-//! 2. **Data before the entry, on disk.** [`commit`] copies the dirty sectors of the map *at one moment*, then flushes
+//! 2. **Data before the entry, on disk.** `commit` copies the dirty sectors of the map *at one moment*, then flushes
 //!    the file, then writes the copies, then flushes again. The first flush makes the data of every copied entry durable,
 //!    as rule 1 says it had been written.
 //! 3. **The count before the entry.** `blocks_allocated` is where QEMU puts the next block. It is raised, and the first
@@ -22,18 +22,18 @@
 //! 4. **Entries gone before reuse.** An index that the disk may still name is *retired*: it becomes free when a commit
 //!    that wrote the new entry, or the new header, has succeeded.
 //! 5. **One sector decides.** A resize changes size, number of blocks and the places of map and data by writing the
-//!    header, one sector, behind a flush of everything it then refers to ([`resize`]).
+//!    header, one sector, behind a flush of everything it then refers to (`resize`).
 //!
 //! A flush is a commit, so an acknowledged flush covers the entries of every completed write, whoever allocated the
 //! block. A commit that fails or is dropped leaves its sectors dirty and its indices retired; the next one does all of
 //! it again.
 //!
 //! QEMU counts mapped entries and expects as many as `blocks_allocated`, with indices below it and no gaps. Gaps come
-//! from failed and cancelled allocations and from shrinking; they are reused first, and [`close`](Vdi::close) moves the
+//! from failed and cancelled allocations and from shrinking; they are reused first, and `Vdi::close` moves the
 //! last blocks into those that remain.
 //!
 //! # Cancelling
-//! A dropped data write may land later: its index is quarantined until [`settle`](Vdi::settle) has drained the file. A
+//! A dropped data write may land later: its index is quarantined until `Vdi::settle` has drained the file. A
 //! dropped write of map or header may land later: the next commit settles before it writes there.
 //!
 //! # Concurrency
