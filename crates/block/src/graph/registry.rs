@@ -112,6 +112,18 @@ pub enum OpenError {
     /// The image is not what the driver takes: damaged, unsupported, or something else altogether.
     #[error("{0}")]
     Image(String),
+    /// An image without a stated format is in none that is known, and is to be written.
+    #[error(
+        "'{title}' is in no format known here, and is not guessed to be raw for writing: whoever writes a raw disk could \
+         plant the header of another format in it\nhint: say so with -f raw, or {option}=raw among the options; or open \
+         it read-only"
+    )]
+    Unrecognised {
+        /// The image.
+        title: String,
+        /// The option that would state its format, with its full path.
+        option: String,
+    },
     /// The request makes no sense as it stands.
     #[error("{0}")]
     Usage(String),
@@ -129,7 +141,7 @@ impl OpenError {
             Self::Io { source, .. } => source.errno,
             Self::UnknownDriver { .. } => Errno::NOENT,
             Self::Locked { .. } => Errno::AGAIN,
-            Self::Option(_) | Self::Image(_) | Self::Usage(_) => Errno::INVAL,
+            Self::Option(_) | Self::Image(_) | Self::Unrecognised { .. } | Self::Usage(_) => Errno::INVAL,
         }
     }
 }
