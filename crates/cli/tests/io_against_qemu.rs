@@ -12,7 +12,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Images by name, with the options that make them.
-const IMAGES: [(&str, &[&str]); 8] = [
+const IMAGES: [(&str, &[&str]); 9] = [
+    ("b.raw", &["-f", "raw", "b.raw", "1M"]),
     ("a.raw", &["-f", "raw", "a.raw", "1M"]),
     ("a.qcow2", &["-f", "qcow2", "a.qcow2", "1M"]),
     ("old.qcow2", &["-f", "qcow2", "-o", "compat=0.10", "old.qcow2", "1000000"]),
@@ -221,6 +222,41 @@ fn commands_on_standard_input() {
         let args = ["-f", "raw", "a.raw"].map(str::to_owned).to_vec();
         (format!("stdin: {input:?}"), Row { image: "a.raw".into(), args, stdin: input.to_owned() })
     }));
+}
+
+/// Test suites merge both streams into one pipe: what stands where then is part of the output.
+#[test]
+fn merged_streams() {
+    let merged = |program: &str, args: &[&str], stdin: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::File::create(dir.path().join("a.raw")).unwrap().set_len(1 << 20).unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let mut command = Command::new(program);
+        command.arg0("qemu-io").args(["-f", "raw", "a.raw"]).args(args).current_dir(dir.path());
+        command.stdin(Stdio::piped()).stdout(writer.try_clone().unwrap()).stderr(writer);
+        let mut child = command.spawn().unwrap();
+        // The command holds the pipe's other end open.
+        drop(command);
+        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        child.wait().unwrap();
+        without_times(&text)
+    };
+    // More than the C library collects: some of it is out before the error.
+    let dump = ["-c", "read -v 0 3k", "-c", "foo"];
+    for (args, stdin) in [
+        (&["-c", "length", "-c", "foo", "-c", "length"][..], ""),
+        (&["-c", "length", "-c", "read -x 0 1", "-c", "close", "-c", "read 0 1"], ""),
+        (&["-c", "length", "-c", "sigraise 9"], ""),
+        (&["-c", "length", "-c", "abort"], ""),
+        (&["-c", "length", "-c", "foo", "-c", "sleep 1", "-c", "foo"], ""),
+        (&[], "length\nfoo\nlength\nread 0 1 2\nread\n"),
+        (&dump, ""),
+    ] {
+        let theirs = merged("qemu-io", args, stdin);
+        assert_eq!(merged(env!("CARGO_BIN_EXE_blkproof"), args, stdin), theirs, "{args:?} {stdin:?}");
+    }
 }
 
 /// The usage text is our own; what comes before it and the exit status are getopt's and qemu-io's.

@@ -162,7 +162,7 @@ fn help_covers_every_command() {
     let dir = bench();
     let (_, list, _) = io(dir.path(), &["-c", "help"]);
     let names: Vec<&str> = list.lines().filter_map(|line| line.split_once(" -- ")?.0.split(' ').next()).collect();
-    assert_eq!(names.len(), 32, "{list}");
+    assert!(names.len() >= 32, "{list}");
     for name in names {
         let (code, help, _) = io(dir.path(), &["-c", &format!("help {name}")]);
         assert!(code == 0 && help.starts_with(name), "{help}");

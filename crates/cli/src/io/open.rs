@@ -1,7 +1,7 @@
 //! Opening an image: qemu-io's modes, and QEMU's words for what goes wrong.
 
+use blkproof_block::Node;
 use blkproof_block::graph::{CacheMode, OpenContext, OpenError, OpenFlags, OptionError, Options, Registry, Value};
-use blkproof_block::{BlockDevice as _, Node};
 
 use super::reply::Reply;
 use super::session::Disk;
@@ -112,15 +112,33 @@ async fn try_open(spec: &OpenSpec, registry: &Registry, reply: &mut Reply) -> Re
         Some(name) => named(options, name, &context, qemu_probes).map_err(|error| words(&error, spec, reply))?,
         None => options,
     };
-    // For reading alone raw is a harmless guess, and nobody is warned.
-    if !qemu_probes || spec.flags.read_only || options.text("driver").is_some() {
-        let node = context.open(options).await.map_err(|error| words(&error, spec, reply))?;
-        return Ok((node, false));
-    }
-    // QEMU guesses raw even for writing, and says so. Our graph only does so for reading: ask it, then say the answer.
-    let title = spec.name.clone().or_else(|| filename(&options)).unwrap_or_default();
-    let format = probe(&context, &options).await.map_err(|error| words(&error, spec, reply))?;
-    if format == "raw" {
+    open_guessing(&context, options, spec.name.as_deref(), reply).await.map_err(|error| words(&error, spec, reply))
+}
+
+/// Opens a graph. QEMU guesses raw for an image in no format it knows, even for writing, and says so; we only do as
+/// QEMU. For reading alone raw is a harmless guess, and nobody is warned. Whether the top of the graph was guessed is
+/// returned with it.
+async fn open_guessing(
+    context: &OpenContext<'_>,
+    mut options: Options,
+    name: Option<&str>,
+    reply: &mut Reply,
+) -> Result<(Node, bool), OpenError> {
+    let mut guessed: Vec<String> = Vec::new();
+    let mut top = false;
+    let done = loop {
+        match context.open(options.clone()).await {
+            Err(OpenError::Unrecognised { title, option }) if reply.as_qemu_io() => {
+                let is_top = option == "driver";
+                top |= is_top;
+                guessed.push(name.filter(|name| is_top && !name.starts_with("json:")).map_or(title, str::to_owned));
+                options = with_option(options, &option, "raw");
+            }
+            done => break done,
+        }
+    };
+    // We ask from the top, QEMU from the bottom.
+    for title in guessed.into_iter().rev() {
         reply.err(&format!(
             "WARNING: Image format was not specified for '{title}' and probing guessed raw.\n         \
              Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
@@ -128,9 +146,18 @@ async fn try_open(spec: &OpenSpec, registry: &Registry, reply: &mut Reply) -> Re
              Specify the 'raw' format explicitly to remove the restrictions."
         ));
     }
-    let options = options.with("driver", format);
-    let node = context.open(options).await.map_err(|error| words(&error, spec, reply))?;
-    Ok((node, format == "raw"))
+    done.map(|node| (node, top))
+}
+
+/// Sets an option by its full path, as in `file.test.driver`.
+fn with_option(options: Options, path: &str, value: &str) -> Options {
+    let Some((group, rest)) = path.split_once('.') else { return options.with(path, value) };
+    let inner = options.iter().find_map(|(key, inner)| match inner {
+        Value::Tree(inner) if key == group => Some(inner.clone()),
+        Value::Text(name) if key == group => Some(Options::new().with("filename", name.as_str())),
+        _ => None,
+    });
+    options.with_child(group, with_option(inner.unwrap_or_default(), rest, value))
 }
 
 /// What can not be done, and what QEMU does not let be combined.
@@ -163,14 +190,6 @@ fn named(options: Options, name: &str, context: &OpenContext<'_>, qemu_probes: b
         return Ok(options.with_child("file", file));
     }
     context.with_filename(options, name)
-}
-
-/// The format of what `options` name, as found by opening it for reading.
-async fn probe(context: &OpenContext<'_>, options: &Options) -> Result<&'static str, OpenError> {
-    let node = context.read_only().open(options.clone()).await?;
-    let format = node.info().driver;
-    node.close().await.map_err(|error| OpenError::io("closing the image after probing it", error))?;
-    Ok(format)
 }
 
 /// The file an option tree is about.

@@ -58,6 +58,11 @@ impl Disk {
         Self { node, spec, registry, guessed_raw, read_only, writeback }
     }
 
+    /// The node itself, for requests of its own making.
+    pub(super) fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// Properties of the node.
     pub(super) fn info(&self) -> DeviceInfo {
         self.node.info()
@@ -209,7 +214,7 @@ impl Disk {
         }
         let cluster = u64::from(info.cluster_size.max(1));
         let ends = at.saturating_add(len);
-        if at % cluster != 0 || (len % cluster != 0 && ends != self.size()) {
+        if !at.is_multiple_of(cluster) || (!len.is_multiple_of(cluster) && ends != self.size()) {
             return Err(IoError::new(Errno::INVAL).detail("only whole clusters can be compressed"));
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! `help`.
 
-use super::{COMMANDS, Command, Outcome, arguments, find};
+use super::{Command, Outcome, all, arguments, find};
 use crate::io::reply::Reply;
 
 pub(super) const HELP: Command = Command {
@@ -18,13 +18,13 @@ pub(super) const HELP: Command = Command {
 
 fn help(words: &[String], reply: &mut Reply) -> Outcome {
     let Some(name) = arguments(words).first() else {
-        for command in COMMANDS {
+        for command in all(reply.as_qemu_io()) {
             reply.out(&command.usage(command.name));
         }
         reply.out("\nUse 'help commandname' for extended help.");
         return Outcome::Done;
     };
-    let Some(command) = find(name) else {
+    let Some(command) = find(name, reply.as_qemu_io()) else {
         reply.out(&format!("command {name} not found"));
         return Outcome::Failed;
     };

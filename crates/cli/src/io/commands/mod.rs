@@ -10,6 +10,7 @@ mod info;
 mod map;
 mod read;
 mod size;
+mod workload;
 mod write;
 mod zones;
 
@@ -87,8 +88,11 @@ impl Command {
     }
 }
 
-/// Every command, by name.
-pub(super) const COMMANDS: [&Command; 32] = [
+/// What qemu-io does not have; unknown under its name.
+const OURS: [&Command; 1] = [&workload::WORKLOAD];
+
+/// qemu-io's commands, by name.
+const QEMU_IO: [&Command; 32] = [
     &control::ABORT,
     &aio::AIO_FLUSH,
     &aio::AIO_READ,
@@ -123,9 +127,17 @@ pub(super) const COMMANDS: [&Command; 32] = [
     &zones::RESET,
 ];
 
+/// Every command, by name.
+pub(super) fn all(as_qemu_io: bool) -> Vec<&'static Command> {
+    let ours = if as_qemu_io { &[][..] } else { &OURS[..] };
+    let mut all: Vec<_> = QEMU_IO.iter().chain(ours).copied().collect();
+    all.sort_by_key(|command| command.name);
+    all
+}
+
 /// The command of that name or alias.
-pub(super) fn find(name: &str) -> Option<&'static Command> {
-    COMMANDS.into_iter().find(|command| command.name == name || command.alias == Some(name))
+pub(super) fn find(name: &str, as_qemu_io: bool) -> Option<&'static Command> {
+    all(as_qemu_io).into_iter().find(|command| command.name == name || command.alias == Some(name))
 }
 
 /// Runs one line. Words are split at spaces alone; there is no quoting.
@@ -133,7 +145,7 @@ pub(super) async fn run_line(shell: &mut Shell, line: &str) -> Outcome {
     let words: Vec<String> = line.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect();
     let Some(name) = words.first() else { return Outcome::Done };
     let mut reply = Reply::new(&shell.console, &words);
-    let outcome = match find(name) {
+    let outcome = match find(name, reply.as_qemu_io()) {
         Some(command) => run(shell, command, &words, &mut reply).await,
         None => {
             reply.err(&format!("command \"{name}\" not found"));
@@ -197,12 +209,14 @@ mod tests {
 
     #[test]
     fn commands_are_sorted_and_named_once() {
-        let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();
+        let names: Vec<&str> = QEMU_IO.iter().map(|command| command.name).collect();
         assert!(names.is_sorted(), "{names:?}");
-        let mut all: Vec<&str> = names.into_iter().chain(COMMANDS.iter().filter_map(|command| command.alias)).collect();
-        let count = all.len();
-        all.sort_unstable();
-        all.dedup();
-        assert_eq!(all.len(), count, "a name or alias is used twice");
+        let commands = all(false);
+        let mut words: Vec<&str> = commands.iter().map(|command| command.name).collect();
+        words.extend(commands.iter().filter_map(|command| command.alias));
+        let count = words.len();
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), count, "a name or alias is used twice");
     }
 }

@@ -176,5 +176,9 @@ async fn readv(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Outcom
 
 /// VM state and compressed clusters are addressed by whole sectors.
 pub(super) fn sector_aligned(value: u64, name: &str) -> Result<(), String> {
-    if value % SECTOR == 0 { Ok(()) } else { Err(format!("{value} is not a sector-aligned value for '{name}'")) }
+    if value.is_multiple_of(SECTOR) {
+        Ok(())
+    } else {
+        Err(format!("{value} is not a sector-aligned value for '{name}'"))
+    }
 }

@@ -86,7 +86,7 @@ async fn truncate(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Out
     let size = parsed.operands.first().map_or("", String::as_str);
     let size = or_complain!(offset_shown_as(size, shown), reply);
     let driver = disk.info().driver;
-    if reply.as_qemu_io() && driver == "qcow2" && size % SECTOR != 0 {
+    if reply.as_qemu_io() && driver == "qcow2" && !size.is_multiple_of(SECTOR) {
         reply.complain("The new size must be a multiple of 512");
         return Outcome::Failed;
     }

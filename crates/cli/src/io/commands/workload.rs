@@ -2,7 +2,7 @@
 
 use super::{Command, Outcome, arguments, disk, or_complain};
 use crate::io::getopt::{Item, parse};
-use crate::io::numbers::cvtnum;
+use crate::io::numbers::offset;
 use crate::io::reply::Reply;
 use crate::io::shell::Shell;
 use crate::workload::Workload;
@@ -40,7 +40,7 @@ async fn workload(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Out
     for item in parsed.items {
         match item {
             Item::Value(option, text) => {
-                let number = or_complain!(cvtnum(&text), reply);
+                let number = or_complain!(offset(&text), reply);
                 match option {
                     's' => workload.seed = number,
                     'n' => workload.operations = number,
