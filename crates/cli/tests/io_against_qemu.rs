@@ -259,6 +259,33 @@ fn merged_streams() {
     }
 }
 
+/// An image that another program has open for writing.
+#[test]
+fn a_locked_image() {
+    let dir = tempfile::tempdir().unwrap();
+    make_images(dir.path());
+    let programs = ["qemu-io", env!("CARGO_BIN_EXE_blkproof")];
+    for holder in programs {
+        let mut held = Command::new(holder);
+        held.arg0("qemu-io").args(["-f", "qcow2", "a.qcow2"]).current_dir(dir.path());
+        let mut held = held.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut prompt = [0; 9];
+        std::io::Read::read_exact(held.stdout.as_mut().unwrap(), &mut prompt).unwrap();
+        for args in [&["-f", "qcow2"][..], &["-r", "-f", "qcow2"], &["-r", "-U", "-f", "qcow2"]] {
+            let seen = programs.map(|program| {
+                let mut command = Command::new(program);
+                command.arg0("qemu-io").args(args).args(["a.qcow2", "-c", "length"]).current_dir(dir.path());
+                let output = command.output().unwrap();
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                (output.status.code(), text(&output.stdout), text(&output.stderr))
+            });
+            assert_eq!(seen[1], seen[0], "{args:?} while {holder} has the image");
+        }
+        drop(held.stdin.take());
+        assert!(held.wait().unwrap().success());
+    }
+}
+
 /// The usage text is our own; what comes before it and the exit status are getopt's and qemu-io's.
 #[test]
 fn misuse_of_the_program() {

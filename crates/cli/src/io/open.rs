@@ -231,6 +231,9 @@ fn words(error: &OpenError, spec: &OpenSpec, reply: &mut Reply) -> String {
     match error {
         OpenError::UnknownDriver { name, .. } => format!("Unknown driver '{name}'"),
         OpenError::Option(error) => option_words(error),
+        OpenError::Locked { filename, lock } => {
+            format!("Failed to get {lock} lock\nIs another process using the image [{filename}]?")
+        }
         OpenError::Usage(text) if text.starts_with("the node needs a ") => "Must specify either driver or file".into(),
         OpenError::Io { what, source } if what.starts_with("nbd server ") => {
             let server = what.strip_prefix("nbd server ").unwrap_or(what);
