@@ -101,6 +101,11 @@ impl CreateOptions {
 
     /// QEMU's description, as `qemu-img create` prints it behind `fmt=qcow2 `.
     pub fn describe(&self) -> String {
+        self.describe_with((self.version == 2).then_some("0.10"))
+    }
+
+    /// The same with `compat` in the words it was given in, which QEMU repeats.
+    pub(super) fn describe_with(&self, compat: Option<&str>) -> String {
         let on = |flag: bool| if flag { "on" } else { "off" };
         let mut text = format!("cluster_size={} extended_l2={}", self.cluster_size, on(self.extended_l2));
         match self.preallocation {
@@ -111,8 +116,8 @@ impl CreateOptions {
         }
         let kind = if self.zstd { "zstd" } else { "zlib" };
         text.push_str(&format!(" compression_type={kind} size={}", self.size));
-        if self.version == 2 {
-            text.push_str(" compat=0.10");
+        if let Some(compat) = compat {
+            text.push_str(&format!(" compat={compat}"));
         }
         for (name, value) in [
             ("backing_file", &self.backing_file),

@@ -182,6 +182,7 @@ async fn create_named(
     mut options: Options,
     context: &OpenContext<'_>,
 ) -> Result<String, OpenError> {
+    let compat = options.text("compat").map(str::to_owned);
     let mut wanted = CreateOptions::take(&mut options)?;
     options.finish(NAME)?;
     wanted.size = match (size, &wanted.backing_file) {
@@ -216,7 +217,7 @@ async fn create_named(
         data.close().await.map_err(closed)?;
     }
     file.close().await.map_err(closed)?;
-    Ok(wanted.describe())
+    Ok(wanted.describe_with(compat.as_deref()))
 }
 
 /// Creates an empty file of `size` bytes and opens it for writing.
