@@ -481,18 +481,21 @@ impl<S: Stream> Session<S> {
         let mode = self.agreed.mode;
         let head_len = Head::data_len(mode);
         let slot = self.output.reserve(head_len + len);
-        let (head_slot, data) = slot.split_at_mut(head_len);
+        let data = &mut slot[head_len..];
         if !self.node.read_now(request.offset, data) {
             return false;
         }
         let Request { cookie, offset, .. } = *request;
         let wire_len = u32::try_from(len).unwrap_or(u32::MAX);
-        if mode != Mode::Simple && is_zero(data) {
-            let head = Head::hole(mode, cookie, offset, offset, wire_len, true);
-            slot[..head.len()].copy_from_slice(&head);
-            self.output.commit(head.len());
+        let zero = mode != Mode::Simple && is_zero(data);
+        let hole = zero.then(|| Head::hole(mode, cookie, offset, offset, wire_len, true));
+        // A hole's head is longer than data's by its length field: a few zero bytes are sent as data, and the space
+        // reserved for them would not hold it.
+        if let Some(hole) = hole.filter(|hole| hole.len() <= slot.len()) {
+            slot[..hole.len()].copy_from_slice(&hole);
+            self.output.commit(hole.len());
         } else {
-            head_slot.copy_from_slice(&Head::data(mode, cookie, offset, offset, wire_len, true));
+            slot[..head_len].copy_from_slice(&Head::data(mode, cookie, offset, offset, wire_len, true));
             self.output.commit(head_len + len);
         }
         self.summary.requests += 1;
