@@ -289,7 +289,141 @@ pub(super) type SharedDisk = Rc<Disk>;
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
+    use blkproof_block::graph::{CacheMode, OpenFlags};
+    use blkproof_block::nodes::memory::Memory;
+    use blkproof_block::{BlockDevice, BlockStatus};
+
     use super::*;
+
+    /// Memory that writes down what it is asked, perhaps without FUA of its own or without zeroes.
+    struct Log {
+        memory: Memory,
+        capabilities: Capabilities,
+        lines: Rc<RefCell<Vec<String>>>,
+    }
+
+    impl Log {
+        fn line(&self, line: String) {
+            self.lines.borrow_mut().push(line);
+        }
+    }
+
+    impl BlockDevice for Log {
+        fn info(&self) -> DeviceInfo {
+            DeviceInfo { capabilities: self.capabilities, ..self.memory.info() }
+        }
+        async fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+            self.memory.read(at, buf).await
+        }
+        async fn write(&self, at: u64, data: &[u8], flags: WriteFlags) -> Result<()> {
+            let fua = if flags.contains(WriteFlags::FUA) { " fua" } else { "" };
+            self.line(format!("write {at}+{}{fua}", data.len()));
+            self.memory.write(at, data, flags).await
+        }
+        async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+            if !self.capabilities.contains(Capabilities::ZEROES) {
+                return Err(IoError::unsupported());
+            }
+            let fua = if flags.contains(ZeroFlags::FUA) { " fua" } else { "" };
+            self.line(format!("zero {at}+{len}{fua}"));
+            self.memory.write_zeroes(at, len, flags).await
+        }
+        async fn discard(&self, at: u64, len: u64) -> Result<()> {
+            self.line(format!("discard {at}+{len}"));
+            self.memory.discard(at, len).await
+        }
+        async fn flush(&self) -> Result<()> {
+            self.line("flush".into());
+            Ok(())
+        }
+        async fn block_status(&self, at: u64, len: u64) -> Result<BlockStatus> {
+            self.memory.block_status(at, len).await
+        }
+        async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+            self.line(format!("resize {size}"));
+            self.memory.resize(size, preallocation).await
+        }
+        async fn drain(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A disk of `size` bytes in the given mode, and what it is asked.
+    fn disk(size: u64, writeback: bool, capabilities: Capabilities) -> (Disk, Rc<RefCell<Vec<String>>>) {
+        let lines = Rc::new(RefCell::new(Vec::new()));
+        let node = Node::new(Log { memory: Memory::new(size), capabilities, lines: Rc::clone(&lines) });
+        let cache = CacheMode { direct: false, no_flush: false, writeback };
+        let spec = OpenSpec { flags: OpenFlags { cache, ..OpenFlags::default() }, ..OpenSpec::default() };
+        (Disk::new(node, spec, Registry::new(), false), lines)
+    }
+
+    #[test]
+    fn every_write_is_durable_in_writethrough_mode() {
+        let native = Capabilities::FUA | Capabilities::ZEROES;
+        let plain = Capabilities::ZEROES;
+        for (writeback, asked, capabilities, want) in [
+            (true, false, native, "write 0+4, zero 4+4, discard 8+4"),
+            (true, true, native, "write 0+4 fua, zero 4+4 fua, discard 8+4"),
+            (false, false, native, "write 0+4 fua, zero 4+4 fua, discard 8+4"),
+            (true, false, plain, "write 0+4, zero 4+4, discard 8+4"),
+            (true, true, plain, "write 0+4, flush, zero 4+4, flush, discard 8+4"),
+            (false, false, plain, "write 0+4, flush, zero 4+4, flush, discard 8+4"),
+            (false, false, Capabilities::empty(), "write 0+4, flush, write 4+4, flush, discard 8+4"),
+        ] {
+            let (disk, lines) = disk(512, writeback, capabilities);
+            futures_lite::future::block_on(async {
+                disk.write(0, &[1; 4], WriteManner { fua: asked, compressed: false }).await.unwrap();
+                disk.write_zeroes(4, 4, ZeroManner { fua: asked, ..ZeroManner::default() }).await.unwrap();
+                disk.discard(8, 4).await.unwrap();
+            });
+            assert_eq!(lines.borrow().join(", "), want, "writeback {writeback}, asked {asked}, {capabilities:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_sector_is_whole() {
+        let (disk, lines) = disk(1000, true, Capabilities::ZEROES);
+        futures_lite::future::block_on(async {
+            assert_eq!(disk.size(), 1024);
+            let mut tail = [9; 24];
+            disk.read(1000, &mut tail).await.unwrap();
+            assert_eq!(tail, [0; 24], "what lies behind the end reads as zeroes");
+            assert_eq!(disk.read(1000, &mut [0; 25]).await.unwrap_err().errno, Errno::IO);
+            disk.write(999, &[7; 3], WriteManner::default()).await.unwrap();
+            disk.read(996, &mut tail[..6]).await.unwrap();
+            assert_eq!(tail[..6], [0, 0, 0, 7, 7, 7]);
+        });
+        assert_eq!(lines.borrow().join(", "), "resize 1024, write 999+3");
+    }
+
+    #[test]
+    fn zeroes_are_not_written_where_that_was_forbidden() {
+        let (disk, lines) = disk(512, true, Capabilities::empty());
+        let manner = ZeroManner { no_fallback: true, ..ZeroManner::default() };
+        let done = futures_lite::future::block_on(disk.write_zeroes(0, 512, manner));
+        assert_eq!(done.unwrap_err().errno, Errno::NOTSUP);
+        assert!(lines.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_read_only_disk_takes_no_write_of_any_kind() {
+        let (disk, lines) = disk(512, true, Capabilities::ZEROES);
+        assert!(disk.set_read_only(true));
+        futures_lite::future::block_on(async {
+            let refused = [
+                disk.write(0, &[1], WriteManner::default()).await,
+                disk.write_zeroes(0, 1, ZeroManner::default()).await,
+                disk.discard(0, 1).await,
+                disk.resize(1024, Preallocation::Off).await,
+            ];
+            for done in refused {
+                assert_eq!(done.unwrap_err().errno, Errno::PERM);
+            }
+        });
+        assert!(lines.borrow().is_empty());
+    }
 
     #[test]
     fn requests_are_cut_at_the_end() {
