@@ -409,6 +409,30 @@ fn a_damaged_map_is_an_error_with_a_place_and_marks_the_image() {
 }
 
 #[test]
+fn an_entry_past_the_end_of_the_file_is_neither_read_nor_written() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image.qcow2");
+        let name = path.to_str().unwrap();
+        ok("qemu-img", &["create", "-q", "-f", "qcow2", name, "1M"]);
+        ok("qemu-io", &["-c", "write -P 1 0 192k", name]);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[0x40000..0x40008].copy_from_slice(&0x8070_0000_0000_0000u64.to_be_bytes());
+        let file = Rc::new(Memory::with_content(&bytes));
+        let image = Qcow2::open(Rc::clone(&file), OpenOptions::default()).await.unwrap();
+        for error in [
+            image.read(100, &mut [0; 8]).await.unwrap_err(),
+            image.write(100, &[1; 8], WriteFlags::empty()).await.unwrap_err(),
+        ] {
+            assert!(error.to_string().contains("lies past end of file"), "{error}");
+            assert_eq!(error.first_bad.map(|at| at.0), Some(100), "{error}");
+        }
+        assert_eq!(file.info().size, bytes.len() as u64);
+        image.read(65536, &mut [0; 65536]).await.unwrap();
+    });
+}
+
+#[test]
 fn random_damage_never_panics() {
     block_on(async {
         let dir = tempfile::tempdir().unwrap();

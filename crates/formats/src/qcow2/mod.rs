@@ -2,8 +2,8 @@
 //!
 //! # Model
 //! Guest clusters are mapped to host clusters by a two-level table (L1, L2); every host cluster has a reference count,
-//! kept in refcount blocks that the refcount table lists. All of it is changed in memory first ([`cache`]) and written
-//! back by [`commit`], which a guest flush, a FUA write, a full cache and `close` call.
+//! kept in refcount blocks that the refcount table lists. All of it is changed in memory first (`cache`) and written
+//! back by `commit`, which a guest flush, a FUA write, a full cache and `close` call.
 //!
 //! # The ordering argument
 //! The claim: cut the power at any point, keep any subset of the sectors written since the last flush of the file, and
@@ -20,7 +20,7 @@
 //! 3. **Tables before their pointers.** A new L2 table is written and flushed before the L1 sector that names it. L1
 //!    and refcount table are replaced, when they grow, by writing the new one, flushing, and then switching the header,
 //!    which is one sector.
-//! 4. **Pointers gone before reuse.** What a map change no longer refers to goes to the list of [`free`](alloc)d
+//! 4. **Pointers gone before reuse.** What a map change no longer refers to goes to the list of freed
 //!    clusters with its count still raised. A commit takes the list at the same moment as the tables, and lowers the
 //!    counts, in memory, after its last flush: from then on no durable entry refers to these clusters. Lowered counts
 //!    reach the disk in any later commit; until then they are leaks on disk.
@@ -28,11 +28,11 @@
 //! Everything else is a consequence. A write in place, to a cluster of which the L2 entry is durable or not, changes
 //! only guest bytes, or bytes that no durable entry exposes. A failed or dropped commit leaves its sectors dirty and its
 //! list of freed clusters as it was. With lazy refcounts rule 1 is replaced: before the first reference is
-//! written, the dirty bit is durable in the header, and whoever opens the image rebuilds the counts ([`dirty`]).
+//! written, the dirty bit is durable in the header, and whoever opens the image rebuilds the counts (`dirty`).
 //!
 //! # Cancelling
 //! Every write sent to a child is accompanied by a guard that counts it as *dropped* if its future does not complete.
-//! A dropped write may still land; [`Qcow2::settle`] drains the children if there is one. It is called before a
+//! A dropped write may still land; `Qcow2::settle` drains the children if there is one. It is called before a
 //! commit (tables are written to the places where a dropped commit may still be writing), before a freed cluster
 //! becomes reusable, and before bytes beyond the guest's own range (copy on write) are written to a cluster that is not
 //! freshly allocated. A cluster reserved by a write that fails or is dropped goes to the list of freed clusters.

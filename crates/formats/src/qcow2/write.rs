@@ -84,6 +84,13 @@ impl<D: BlockDevice> Qcow2<D> {
         if self.geometry.external_data {
             return Ok(());
         }
+        // An entry is written after its data, so what it names lies inside the file, but for a partial last cluster.
+        // Anything else is damage, and would blow the file up to wherever it points.
+        let size = self.file.info().size;
+        if host >= size.saturating_add(self.geometry.cluster_size()) {
+            let words = format!("data cluster at {host:#x} lies past end of file ({size:#x})");
+            return Err(IoError::new(blkproof_block::Errno::IO).detail(words));
+        }
         let first = host >> self.geometry.cluster_bits;
         let last = (host + len - 1) >> self.geometry.cluster_bits;
         let hit = self.metadata.borrow().range(first..=last).next().map(|(_, what)| *what);
