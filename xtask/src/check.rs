@@ -6,7 +6,11 @@ pub(crate) fn run() -> anyhow::Result<()> {
     shell::run("cargo", &["fmt", "--all", "--check"])?;
     rules::run()?;
     shell::run("cargo", &["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])?;
-    shell::run("cargo", &["doc", "--workspace", "--no-deps", "--all-features", "--document-private-items"])?;
+    shell::run_with(
+        Some(("RUSTDOCFLAGS", "-D warnings")),
+        "cargo",
+        &["doc", "--workspace", "--no-deps", "--all-features", "--document-private-items"],
+    )?;
     // The command-line tests run the binary, which therefore has to be there, with every feature.
     shell::run("cargo", &["build", "--workspace", "--all-features", "--bins"])?;
     shell::run("cargo", &["test", "--workspace", "--all-features"])

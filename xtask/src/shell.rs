@@ -14,12 +14,28 @@ pub(crate) fn root() -> PathBuf {
 
 /// Runs a program in the root, showing the command and its output.
 pub(crate) fn run<S: AsRef<OsStr>>(program: &str, args: &[S]) -> anyhow::Result<()> {
-    let words: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect();
-    eprintln!("$ {program} {}", words.join(" "));
-    let status =
-        Command::new(program).args(args).current_dir(root()).status().with_context(|| format!("starting {program}"))?;
+    run_with(None, program, args)
+}
+
+/// Runs a program as [`run`] does, with an environment variable set.
+pub(crate) fn run_with<S: AsRef<OsStr>>(
+    variable: Option<(&str, &str)>,
+    program: &str,
+    args: &[S],
+) -> anyhow::Result<()> {
+    let mut words: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy().into_owned()).collect();
+    words.insert(0, program.to_owned());
+    let mut command = Command::new(program);
+    command.args(args).current_dir(root());
+    if let Some((name, value)) = variable {
+        words.insert(0, format!("{name}='{value}'"));
+        command.env(name, value);
+    }
+    let words = words.join(" ");
+    eprintln!("$ {words}");
+    let status = command.status().with_context(|| format!("starting {program}"))?;
     if !status.success() {
-        bail!("`{program} {}` failed: {status}", words.join(" "));
+        bail!("`{words}` failed: {status}");
     }
     Ok(())
 }

@@ -125,7 +125,7 @@ impl Workload {
         };
         // Lengths of every magnitude are equally likely; every eighth request is at odd bytes.
         let magnitude = draw(1) % (64 - self.length_max.max(1).leading_zeros().min(63)) as u64;
-        let unit = if draw(2) % 8 == 0 { 1 } else { 512 };
+        let unit = if draw(2).is_multiple_of(8) { 1 } else { 512 };
         let len = (1 + draw(3) % (1 << magnitude)).next_multiple_of(unit).min(self.length_max).min(size);
         let room = size - len;
         // Half of the requests go to a few hot places, so that they meet each other.
@@ -134,7 +134,7 @@ impl Workload {
             _ => hash(self.seed, draw(6) % 16, 7) % (room + 1) + draw(8) % (room / 64 + 1),
         };
         let at = at.min(room) / unit * unit;
-        Operation { kind, at, len, fua: draw(9) % 16 == 0 }
+        Operation { kind, at, len, fua: draw(9).is_multiple_of(16) }
     }
 
     async fn perform(&self, node: &Node, number: u64, operation: Operation) -> Result<(), IoError> {
@@ -147,7 +147,7 @@ impl Workload {
                 node.write(at, &self.payload(number, at, bytes), flags).await
             }
             Kind::Zero => {
-                let unmap = if number % 2 == 0 { ZeroFlags::MAY_UNMAP } else { ZeroFlags::empty() };
+                let unmap = if number.is_multiple_of(2) { ZeroFlags::MAY_UNMAP } else { ZeroFlags::empty() };
                 node.write_zeroes(at, len, unmap).await
             }
             Kind::Discard => node.discard(at, len).await,

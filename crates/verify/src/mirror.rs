@@ -184,7 +184,7 @@ pub(crate) const CHUNK: u64 = 1 << 20;
 
 const EVERYTHING: ByteRange = ByteRange { start: 0, end: u64::MAX };
 
-/// The mirror. See the [module](self).
+/// The mirror. See the head of this file.
 pub struct Verify<R, T> {
     pub(crate) shared: Rc<Shared<R, T>>,
     client: u16,

@@ -8,7 +8,7 @@
 //!
 //! # Threads
 //! Reads that the page cache can answer run at once, on the caller's thread (`RWF_NOWAIT`). So do small buffered
-//! writes, see [`INLINE_WRITE_MAX`]. Everything else runs on a thread pool, with a buffer of its own, so that dropping
+//! writes, see `INLINE_WRITE_MAX`. Everything else runs on a thread pool, with a buffer of its own, so that dropping
 //! the future is safe; [`drain`](BlockDevice::drain) waits for what may still land.
 //!
 //! # Holes
