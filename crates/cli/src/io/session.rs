@@ -93,6 +93,11 @@ impl Disk {
     }
 
     /// Whether a write may complete before it is durable.
+    pub(super) fn is_writeback(&self) -> bool {
+        self.writeback.get()
+    }
+
+    /// Lets writes complete before they are durable, or no longer.
     pub(super) fn set_writeback(&self, writeback: bool) {
         self.writeback.set(writeback);
     }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use blkproof_block::graph::{OpenFlags, Options};
+use blkproof_block::graph::{CacheMode, Options};
 
 use super::{Command, Outcome, arguments, disk};
 use crate::io::getopt::{Item, parse};
@@ -157,7 +157,7 @@ async fn open(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Outcome
 #[derive(Default)]
 struct Change {
     read_only: Option<bool>,
-    flags: Option<OpenFlags>,
+    cache: Option<CacheMode>,
     options: Option<String>,
 }
 
@@ -174,7 +174,7 @@ async fn reopen(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Outco
             }
             Item::Flag(letter) => change.read_only = Some(letter == 'r'),
             Item::Value('c', mode) => match open::cache_mode(&mode) {
-                Ok(cache) => change.flags = Some(OpenFlags { cache, ..disk.spec.flags }),
+                Ok(cache) => change.cache = Some(cache),
                 Err(message) => {
                     reply.complain(&message);
                     return Outcome::Failed;
@@ -206,7 +206,10 @@ async fn reopen(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Outco
 /// Makes the change, without opening anything anew where that is not needed: a disk in memory would forget its content.
 async fn apply(shell: &mut Shell, mut change: Change, reply: &mut Reply) -> Result<(), String> {
     let Some(disk) = disk(shell) else { return Ok(()) };
+    // As it is now, which an earlier `reopen` may have changed.
     let mut spec = disk.spec.clone();
+    spec.flags.read_only = disk.is_read_only();
+    spec.flags.cache.writeback = disk.is_writeback();
     let options = match &change.options {
         Some(text) => {
             let text = open::spelled_out(text, reply);
@@ -222,8 +225,8 @@ async fn apply(shell: &mut Shell, mut change: Change, reply: &mut Reply) -> Resu
     if let Some(read_only) = change.read_only {
         spec.flags.read_only = read_only;
     }
-    if let Some(flags) = change.flags {
-        spec.flags.cache = flags.cache;
+    if let Some(cache) = change.cache {
+        spec.flags.cache = cache;
     }
     let same_host_flags = {
         let (old, new) = (disk.spec.flags.cache, spec.flags.cache);
@@ -240,8 +243,8 @@ async fn apply(shell: &mut Shell, mut change: Change, reply: &mut Reply) -> Resu
         };
     }
     // Opened anew: the old node has to let go of its locks first, and comes back if the new one can not be had.
+    let (was_read_only, was_writeback) = (disk.is_read_only(), disk.is_writeback());
     let old = disk.spec.clone();
-    let was_read_only = disk.is_read_only();
     drop(disk);
     shell.close(reply).await;
     let merged = match (&old.options, &change.options) {
@@ -259,6 +262,7 @@ async fn apply(shell: &mut Shell, mut change: Change, reply: &mut Reply) -> Resu
         Err(reason) => {
             if let Ok(disk) = open::open_quietly(old, &registry, &mut discarded).await {
                 disk.set_read_only(was_read_only);
+                disk.set_writeback(was_writeback);
                 shell.disk = Some(Rc::new(disk));
             }
             Err(not_changeable(reason, reply))
@@ -271,7 +275,7 @@ fn check_options(options: &Options, change: &Change) -> Result<(), String> {
     if change.read_only.is_some() && options.text("read-only").is_some() {
         return Err("Cannot set both -r/-w and 'read-only'".into());
     }
-    if change.flags.is_some() && options.iter().any(|(key, _)| key == "cache") {
+    if change.cache.is_some() && options.iter().any(|(key, _)| key == "cache") {
         return Err("Cannot set both -c and the cache options".into());
     }
     if options.text("driver").is_some() {

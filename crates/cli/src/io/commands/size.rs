@@ -59,11 +59,22 @@ fn length(shell: &mut Shell, reply: &mut Reply) -> Outcome {
 
 async fn truncate(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Outcome {
     let Some(disk) = disk(shell) else { return Outcome::Failed };
-    let mut mode = String::from("off");
+    let mut preallocation = Preallocation::Off;
     let parsed = parse(words.first().map_or("", String::as_str), arguments(words), "m:", &[]);
     for item in parsed.items {
         match item {
-            Item::Value(_, text) => mode = text,
+            Item::Value(_, mode) => {
+                preallocation = match mode.as_str() {
+                    "off" => Preallocation::Off,
+                    "metadata" => Preallocation::Metadata,
+                    "falloc" => Preallocation::Falloc,
+                    "full" => Preallocation::Full,
+                    _ => {
+                        reply.complain(&format!("Invalid preallocation mode '{mode}'"));
+                        return Outcome::Failed;
+                    }
+                };
+            }
             Item::Flag(_) => {}
             Item::Wrong(text) => {
                 reply.err(&text);
@@ -71,16 +82,6 @@ async fn truncate(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Out
             }
         }
     }
-    let preallocation = match mode.as_str() {
-        "off" => Preallocation::Off,
-        "metadata" => Preallocation::Metadata,
-        "falloc" => Preallocation::Falloc,
-        "full" => Preallocation::Full,
-        _ => {
-            reply.complain(&format!("Invalid preallocation mode '{mode}'"));
-            return Outcome::Failed;
-        }
-    };
     // A wrong size is reported by the first word, whichever that is after getopt sorted them.
     let shown = parsed.permuted.first().map_or("", String::as_str);
     let size = parsed.operands.first().map_or("", String::as_str);
