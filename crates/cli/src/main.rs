@@ -20,8 +20,6 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-pub(crate) use graph::registry;
-
 /// A laboratory for block storage
 ///
 /// Mirrors a driver against a reference and catches the first wrong sector, serves any image over NBD, and reads and

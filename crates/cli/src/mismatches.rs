@@ -11,6 +11,8 @@ use blkproof_verify::{Mismatch, OnMismatch, VerifyDriver};
 #[derive(Clone, Default)]
 pub(crate) struct Mismatches {
     seen: Rc<Cell<u64>>,
+    as_qemu: bool,
+    before_exit: Option<Rc<dyn Fn()>>,
 }
 
 impl Mismatches {
@@ -23,10 +25,29 @@ impl Mismatches {
             .clock(move || u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
+    /// Says no more than QEMU's blkverify: its one line.
+    pub(crate) fn as_qemu(mut self) -> Self {
+        self.as_qemu = true;
+        self
+    }
+
+    /// Runs `last` before a mirror ends the program.
+    pub(crate) fn before_exit(mut self, last: impl Fn() + 'static) -> Self {
+        self.before_exit = Some(Rc::new(last));
+        self
+    }
+
     fn tell(&self, mismatch: &Mismatch) {
-        eprintln!("{mismatch}");
+        if self.as_qemu {
+            eprintln!("{}", mismatch.headline());
+        } else {
+            eprintln!("{mismatch}");
+        }
         self.seen.set(self.seen.get().saturating_add(1));
         if mismatch.on_mismatch == OnMismatch::Exit {
+            if let Some(last) = &self.before_exit {
+                last();
+            }
             // At once and without closing anything, as QEMU does: the images stay as they were when it was seen.
             std::process::exit(1);
         }

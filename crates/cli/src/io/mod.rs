@@ -22,12 +22,16 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::rc::Rc;
 
+use blkproof_verify::OnMismatch;
 use commands::Outcome;
 use console::Console;
 use input::Input;
 use options::{Options, Request};
 use reply::Reply;
 use shell::Shell;
+
+use crate::graph::registry_with;
+use crate::mismatches::Mismatches;
 
 /// Read and write an image with qemu-io's commands
 ///
@@ -42,7 +46,8 @@ pub(crate) struct Args {
     pub(crate) words: Vec<OsString>,
 }
 
-/// Runs with the words after the program's name. Exit status 1 if the image could not be opened or any command failed.
+/// Runs with the words after the program's name. Exit status 1 if the image could not be opened, any
+/// command failed, or a mirror found a mismatch.
 pub(crate) fn run(words: Vec<OsString>, as_qemu_io: bool) -> ExitCode {
     let words: Vec<String> = words.into_iter().map(|word| word.to_string_lossy().into_owned()).collect();
     let invoked = std::env::args().next().filter(|_| as_qemu_io).unwrap_or_else(|| "blkproof io".into());
@@ -70,7 +75,16 @@ pub(crate) fn run(words: Vec<OsString>, as_qemu_io: bool) -> ExitCode {
 
 /// Opens the image, runs every command, closes the image; whether all went well.
 async fn work(console: Rc<Console>, options: Options) -> bool {
-    let registry = crate::registry();
+    let mismatches = Mismatches::default().before_exit({
+        let console = Rc::clone(&console);
+        move || console.flush()
+    });
+    // QEMU's blkverify says one line and ends the program; ours tells the story and goes on, unless the graph says exit.
+    let registry = if console.as_qemu_io {
+        registry_with(&mismatches.clone().as_qemu(), OnMismatch::Exit)
+    } else {
+        registry_with(&mismatches, OnMismatch::Report)
+    };
     let mut shell = Shell::new(Rc::clone(&console), registry, options.image_opts, options.allow_backing);
     if let Some(spec) = options.image {
         let mut reply = Reply::new(&console, &["open".to_owned()]);
@@ -98,5 +112,5 @@ async fn work(console: Rc<Console>, options: Options) -> bool {
         // qemu-io does not count this; whoever reads our own status wants to know that data may be missing.
         ok &= console.as_qemu_io;
     }
-    ok
+    ok && mismatches.seen() == 0
 }
