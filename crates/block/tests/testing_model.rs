@@ -105,3 +105,31 @@ fn the_floor_after_a_crash_is_what_a_flush_covered() {
     let violation = model.after_crash(disk.position()).check(0, &sector(2)).unwrap_err();
     assert_eq!(violation.found, "superseded content of op 2 (write 0x0..0x200, completed)");
 }
+
+/// A request may need no request below, such as zeroes where there are none but zeroes: sent and completed between two
+/// entries of the log, it is a promise nonetheless, and its content is what is there.
+#[test]
+fn a_promise_that_needed_no_disk_is_kept_by_what_was_there() {
+    let disk = TestDisk::new(512);
+    for flushed in [false, true] {
+        let mut model = Model::new(SparseBytes::new(512)).with_disk(&disk);
+        let zeroes = model.submit_zeroes(0, 512, !flushed);
+        model.complete(zeroes);
+        if flushed {
+            let flush = model.submit_flush();
+            model.complete_flush(flush);
+        }
+        let judge = model.after_crash(disk.position());
+        judge.check(0, &sector(0)).unwrap_or_else(|violation| panic!("flushed: {flushed}: {violation}"));
+        judge.check(0, &sector(1)).unwrap_err();
+    }
+
+    // It reached no disk, so it does not excuse the zeroes of somebody else unless it was a promise.
+    let mut model = Model::new(SparseBytes::new(512)).with_disk(&disk);
+    let write = model.submit_write(0, &sector(1), true);
+    block_on(disk.write(0, &sector(1), WriteFlags::FUA)).unwrap();
+    model.complete(write);
+    let zeroes = model.submit_zeroes(0, 512, false);
+    model.complete(zeroes);
+    model.after_crash(disk.position()).check(0, &sector(0)).unwrap_err();
+}

@@ -311,8 +311,10 @@ impl Model {
             change.excludes() && happened(change.ended).is_some_and(covered)
         };
         // What was sent between two entries of the log has not reached the disk at a cut between them. This matters for
-        // zeroes, which would excuse the zeroes of somebody else.
-        let sent = |change: &Change| self.positions[change.submit.0 as usize] < position as u64;
+        // zeroes, which would excuse the zeroes of somebody else. It may be a promise all the same, one that needed
+        // no disk because its content was there already; as such it rules out others, and is what they are ruled out
+        // for.
+        let sent = |change: &Change| self.positions[change.submit.0 as usize] < position as u64 || durable(change);
         let candidates = |piece: &Piece| {
             let floor = self.changes_of(piece).filter(|(_, c)| durable(c)).map(|(_, c)| c.submit).max();
             self.changes_of(piece)
