@@ -264,11 +264,62 @@ fn the_end_of_a_disk_holds_and_that_of_a_growing_one_gives() {
     }
 }
 
+/// What `Limits` allows at the end of a device whose size is odd, and nothing else: row by row, on a disk of 1000 bytes.
 #[test]
-#[should_panic(expected = "#0 Write 0x1..0x201 is not aligned to 512 bytes")]
 fn a_breach_of_limits_is_a_bug_above() {
-    let disk = TestDisk::new(4096).with_limits(Limits { alignment: 512, ..Limits::NONE });
-    let _ = write(&disk, 1, 1, 512);
+    use OpKind::{Discard, Read, Write, WriteZeroes};
+    // Kind, offset, length; whether a disk may be asked for it if it does not grow, and if it does.
+    let table = [
+        (Write, 0, 512, [true, true]),
+        (Write, 0, 1000, [true, true]),
+        (Write, 512, 488, [true, true]),
+        (Write, 512, 487, [false, false]),
+        (Write, 1, 512, [false, false]),
+        (Write, 1, 999, [false, false]),
+        (Write, 512, 512, [true, true]),
+        (Write, 512, 489, [false, true]),
+        (Write, 1024, 1, [false, true]),
+        (Write, 1025, 511, [false, false]),
+        (Read, 512, 488, [true, true]),
+        (Read, 512, 100, [false, false]),
+        (Read, 500, 500, [false, false]),
+        (WriteZeroes, 512, 488, [true, true]),
+        (WriteZeroes, 512, 100, [false, false]),
+        (WriteZeroes, 512, 1000, [false, true]),
+        (Discard, 0, 1000, [true, true]),
+        (Discard, 0, 999, [false, false]),
+    ];
+    for (kind, at, len, allowed) in table {
+        for (grows, allowed) in [false, true].into_iter().zip(allowed) {
+            let limits = Limits { alignment: 512, zero_alignment: 512, discard_alignment: 512, ..Limits::NONE };
+            let disk = if grows { TestDisk::growing(1000) } else { TestDisk::new(1000) }.with_limits(limits);
+            let mut buf = vec![0; len];
+            let ask = || match kind {
+                Read => drop(block_on(disk.read(at, &mut buf))),
+                Write => drop(write(&disk, at, 1, len)),
+                WriteZeroes => drop(block_on(disk.write_zeroes(at, len as u64, ZeroFlags::empty()))),
+                _ => drop(block_on(disk.discard(at, len as u64))),
+            };
+            let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(ask));
+            let said = asked.map_err(|panic| panic.downcast::<String>().map_or_else(|_| String::new(), |text| *text));
+            match said {
+                Ok(()) => assert!(allowed, "{kind:?} {at} {len}, grows: {grows}: not noticed"),
+                Err(said) => {
+                    assert!(!allowed, "{kind:?} {at} {len}, grows: {grows}: {said}");
+                    assert!(said.contains("is not aligned to 512 bytes"), "{said}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "is not at a multiple of 4096 bytes in memory")]
+fn a_buffer_in_the_wrong_place_is_a_bug_above() {
+    let disk = TestDisk::new(4096).with_limits(Limits { memory_alignment: 4096, ..Limits::NONE });
+    let buf = vec![0; 512 + 1];
+    let odd = buf.as_ptr().addr().is_multiple_of(2);
+    let _ = block_on(disk.write(0, &buf[usize::from(odd)..][..512], WriteFlags::empty()));
 }
 
 #[test]

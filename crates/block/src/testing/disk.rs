@@ -636,6 +636,9 @@ impl State {
     }
 
     /// Whoever talks to a node with limits keeps them, so a breach is a bug of the layer above.
+    ///
+    /// Only the end of a request may be odd, and only where [`Limits`] has it: at the end of the disk, or beyond it if
+    /// the disk grows.
     fn check_limits(&self, op: &Op) {
         let (alignment, max) = match op.kind {
             OpKind::Read | OpKind::Write => (self.limits.alignment, u64::from(self.limits.max_transfer)),
@@ -644,11 +647,22 @@ impl State {
             _ => return,
         };
         let alignment = u64::from(alignment.max(1));
+        let size = self.content.size();
+        let at_end = op.range.end == size || (op.range.end > size && self.grows());
         assert!(
-            op.range.start.is_multiple_of(alignment) && op.range.len().is_multiple_of(alignment),
+            op.range.start.is_multiple_of(alignment) && (op.range.len().is_multiple_of(alignment) || at_end),
             "{op} is not aligned to {alignment} bytes"
         );
         assert!(max == 0 || op.range.len() <= max, "{op} is longer than {max} bytes");
+    }
+
+    fn check_memory(&self, kind: OpKind, buf: &[u8]) {
+        let alignment = self.limits.memory_alignment.max(1);
+        let at = buf.as_ptr().addr() as u64;
+        assert!(
+            at.is_multiple_of(u64::from(alignment)),
+            "the buffer of a {kind:?} is not at a multiple of {alignment} bytes in memory"
+        );
     }
 
     /// Which parts of a request an action lets through.
@@ -879,6 +893,7 @@ impl BlockDevice for TestDisk {
         if buf.is_empty() {
             return Ok(());
         }
+        self.0.borrow().check_memory(OpKind::Read, buf);
         let (result, answer) = self.submit(Draft::new(OpKind::Read, ByteRange::at(at, buf.len() as u64))).await;
         if let Answer::Data(data) = answer
             && data.len() == buf.len()
@@ -892,6 +907,7 @@ impl BlockDevice for TestDisk {
         if data.is_empty() {
             return Ok(());
         }
+        self.0.borrow().check_memory(OpKind::Write, data);
         let range = ByteRange::at(at, data.len() as u64);
         let draft = Draft { data: Some(data.into()), write_flags: flags, ..Draft::new(OpKind::Write, range) };
         self.submit(draft).await.0
