@@ -13,6 +13,7 @@
 //! mismatch is explained or the outcome of a failed write is settled. An index would turn that around: dearer for
 //! every write, cheaper for the event that should not happen.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use blkproof_block::ByteRange;
@@ -122,6 +123,7 @@ pub struct History {
     /// The newest operation of which something was forgotten.
     forgotten: u64,
     clients: Vec<Rc<str>>,
+    client_numbers: BTreeMap<Rc<str>, u16>,
 }
 
 /// An entry as it lies in the ring.
@@ -163,7 +165,14 @@ impl History {
         let words = usize::try_from(size / 8).unwrap_or(usize::MAX / 16);
         let words = if words < 64 { 0 } else { words };
         // Zeroed memory costs address space now and pages when they are first used.
-        Self { words: vec![0; words], tail: 0, head: 0, forgotten: 0, clients: Vec::new() }
+        Self {
+            words: vec![0; words],
+            tail: 0,
+            head: 0,
+            forgotten: 0,
+            clients: Vec::new(),
+            client_numbers: BTreeMap::new(),
+        }
     }
 
     /// Bytes of memory the log occupies when full.
@@ -176,16 +185,17 @@ impl History {
         self.forgotten + 1
     }
 
-    /// Gives `name` a number for use in entries. 0 is nobody.
+    /// Gives `name` a number for use in entries. 0 is nobody, and so is everybody after the first 65 535 names: no name
+    /// is better than another client's.
     pub(crate) fn client(&mut self, name: &str) -> u16 {
-        let known = self.clients.iter().position(|client| &**client == name);
-        let index = known.unwrap_or_else(|| {
-            if self.clients.len() < usize::from(u16::MAX) {
-                self.clients.push(name.into());
-            }
-            self.clients.len() - 1
-        });
-        u16::try_from(index + 1).unwrap_or(u16::MAX)
+        if let Some(&number) = self.client_numbers.get(name) {
+            return number;
+        }
+        let Ok(number) = u16::try_from(self.clients.len() + 1) else { return 0 };
+        let name: Rc<str> = name.into();
+        self.clients.push(name.clone());
+        self.client_numbers.insert(name, number);
+        number
     }
 
     /// The name of a client's number.

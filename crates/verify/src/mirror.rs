@@ -335,6 +335,24 @@ impl<R: BlockDevice + 'static, T: BlockDevice + 'static> Verify<R, T> {
         if self.shared.options.range_lock { Some(self.shared.lock.shared(range).await) } else { None }
     }
 
+    /// Takes the lock of a request of `len` bytes at `at`, which waits for whoever holds some of its sectors.
+    ///
+    /// That may have been a resize, so only what is seen *under the lock* counts: a request that looked before could
+    /// find the sides of different lengths where a resize was dropped, and one beyond the new end would make a side
+    /// that grows grow again. Nobody can begin a resize while any lock is held.
+    async fn enter(&self, at: u64, len: u64, exclusive: bool) -> Result<Option<RangeGuard<'_>>> {
+        let sectors = ByteRange::at(at, len).aligned_out(SECTOR);
+        loop {
+            self.settle_size().await?;
+            check_bounds(at, len, self.info().size)?;
+            let lock = if exclusive { self.exclusive(sectors).await } else { self.shared(sectors).await };
+            if self.shared.size_in_doubt.get().is_none() {
+                check_bounds(at, len, self.info().size)?;
+                return Ok(lock);
+            }
+        }
+    }
+
     pub(crate) fn is_unsettled(&self, range: ByteRange) -> bool {
         let unsettled = self.shared.unsettled.borrow();
         !unsettled.is_empty() && unsettled.overlaps(range)
@@ -399,7 +417,7 @@ impl<R: BlockDevice + 'static, T: BlockDevice + 'static> Verify<R, T> {
         check_bounds(at, len, info.size)?;
         self.relieve().await?;
         let range = ByteRange::at(at, len);
-        let lock = self.exclusive(range.aligned_out(SECTOR)).await;
+        let lock = self.enter(at, len, true).await?;
         if self.is_unsettled(range.aligned_out(SECTOR)) {
             // A late landing after this write would be a change nobody asked for.
             self.drain_if_open(range.aligned_out(SECTOR)).await?;
@@ -410,7 +428,7 @@ impl<R: BlockDevice + 'static, T: BlockDevice + 'static> Verify<R, T> {
         }
         count(&self.shared.counters.changes, 1);
         // From here to `finish` a drop leaves the range unsettled, before `lock` goes.
-        let mut pending = Pending { verify: self, entry, at, payload, size: info.size, armed: true };
+        let mut pending = Pending { verify: self, entry, at, payload, size: self.info().size, armed: true };
         let (raw, test) = self.change_both(at, payload, how).await;
         pending.finish(&raw, &test);
         drop(pending);
@@ -701,16 +719,14 @@ impl<R: BlockDevice + 'static, T: BlockDevice + 'static> BlockDevice for Verify<
         if buf.is_empty() {
             return Ok(());
         }
-        self.settle_size().await?;
-        check_bounds(at, buf.len() as u64, self.info().size)?;
         let entry = self.start(RequestKind::Read);
         let range = ByteRange::at(at, buf.len() as u64);
         let sectors = range.aligned_out(SECTOR);
-        let mut lock = self.shared(sectors).await;
+        let mut lock = self.enter(at, range.len(), false).await?;
         let mut unsettled = self.is_unsettled(range);
         if unsettled {
             drop(lock.take());
-            lock = self.exclusive(sectors).await;
+            lock = self.enter(at, range.len(), true).await?;
             unsettled = self.is_unsettled(range);
             self.drain_if_open(sectors).await?;
         }
@@ -788,11 +804,11 @@ impl<R: BlockDevice + 'static, T: BlockDevice + 'static> BlockDevice for Verify<
     /// TEST's answer. Where it says that bytes read as zeroes, RAW is held to it; an answer is cut short (256 MiB, or
     /// 16 MiB of data in RAW) so that it never promises more than was checked.
     async fn block_status(&self, at: u64, len: u64) -> Result<BlockStatus> {
-        self.settle_size().await?;
-        check_bounds(at, len, self.info().size)?;
         let entry = self.start(RequestKind::BlockStatus);
+        let asked = len;
         let len = len.min(STATUS_RANGE);
-        let _lock = self.shared(ByteRange::at(at, len).aligned_out(SECTOR)).await;
+        let _lock = self.enter(at, len, false).await?;
+        check_bounds(at, asked, self.info().size)?;
         let mut status = self.shared.test.block_status(at, len).await?;
         if !status.zero {
             return Ok(status);
@@ -813,12 +829,18 @@ impl<R: BlockDevice + 'static, T: BlockDevice + 'static> BlockDevice for Verify<
     }
 
     async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        self.settle_size().await?;
         if self.info().read_only {
             return Err(IoError::read_only());
         }
         let entry = self.start(RequestKind::Resize);
-        let _lock = self.exclusive(EVERYTHING).await;
+        let _lock = loop {
+            self.settle_size().await?;
+            let lock = self.exclusive(EVERYTHING).await;
+            // The one waited for may have been another resize, dropped half done.
+            if self.shared.size_in_doubt.get().is_none() {
+                break lock;
+            }
+        };
         count(&self.shared.counters.changes, 1);
         self.resize_locked(&entry, size, preallocation).await
     }
