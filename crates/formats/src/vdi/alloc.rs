@@ -82,11 +82,6 @@ impl Allocator {
         if index >= u32::MAX - 1 { None } else { self.reserve_exactly(index) }
     }
 
-    /// Makes a reservation of an index that the map gave up.
-    pub(super) fn adopt(&self, block: HostBlock) -> Reservation<'_> {
-        Reservation::new(self, block.0)
-    }
-
     /// One more than the largest index in use, in whatever way.
     pub(super) fn end(&self) -> u32 {
         self.state.borrow().used.end()

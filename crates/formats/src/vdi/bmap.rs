@@ -176,13 +176,24 @@ impl BlockMap {
         u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
     }
 
-    /// Cuts the map down to `blocks` entries and returns the host blocks that nobody names any more.
-    pub(super) fn truncate(&mut self, blocks: u32) -> Vec<HostBlock> {
-        let keep = usize::try_from(blocks).unwrap_or(usize::MAX).min(self.entries.len());
-        let gone = self.entries.split_off(keep);
-        let sectors = blocks.div_ceil(PER_SECTOR);
-        self.dirty.split_off(&sectors);
-        gone.into_iter().filter(|&index| index < ZERO).map(HostBlock).collect()
+    /// Unmaps every entry from `blocks` on and returns the host blocks that memory no longer names; the disk may, until
+    /// the next commit.
+    pub(super) fn unmap_from(&mut self, blocks: u32) -> Vec<HostBlock> {
+        let mut gone = Vec::new();
+        let first = usize::try_from(blocks).unwrap_or(usize::MAX);
+        for (block, slot) in (blocks..).zip(self.entries.iter_mut().skip(first)) {
+            if *slot < ZERO {
+                gone.push(HostBlock(std::mem::replace(slot, FREE)));
+                self.dirty.insert(block.checked_div(PER_SECTOR).unwrap_or(0));
+            }
+        }
+        gone
+    }
+
+    /// Cuts the map down to `blocks` entries. Those behind are unallocated, on disk as well.
+    pub(super) fn truncate(&mut self, blocks: u32) {
+        self.entries.truncate(usize::try_from(blocks).unwrap_or(usize::MAX));
+        self.dirty.split_off(&blocks.div_ceil(PER_SECTOR));
     }
 
     /// Adds unallocated entries up to `blocks`. They are on disk already.

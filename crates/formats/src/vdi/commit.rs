@@ -146,6 +146,11 @@ impl<D: BlockDevice> Vdi<D> {
         self.commits.count.set(count);
     }
 
+    /// Whether the header on disk may differ from what we hold, in any field.
+    pub(super) fn is_header_unsure(&self) -> bool {
+        self.commits.header_unsure.get()
+    }
+
     /// `blocks_allocated` as it may stand on disk.
     pub(super) fn count(&self) -> u32 {
         self.commits.count.get()

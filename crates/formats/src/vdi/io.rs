@@ -198,8 +198,12 @@ impl<D: BlockDevice> Vdi<D> {
         if needs_commit { self.commit(false).await } else { Ok(()) }
     }
 
-    /// Whether every entry of a guest range is durable.
+    /// Whether the disk durably holds all it takes to find a guest range: every entry, and a header that counts them. After
+    /// a resize that failed, the header on disk may be one that does not.
     fn is_durable(&self, at: u64, len: u64) -> bool {
+        if self.is_header_unsure() {
+            return false;
+        }
         let (first, _) = self.block_of(at);
         let (last, _) = self.block_of(at.saturating_add(len).saturating_sub(1));
         let map = self.map.borrow();
@@ -330,7 +334,9 @@ impl<D: BlockDevice> Vdi<D> {
         while done < len {
             let here = at.saturating_add(done);
             let (piece, _guard) = self.locked(here, len.saturating_sub(done)).await?;
-            // An unallocated block reads as zeroes, on disk as well: there is nothing to do, nor to make durable.
+            // An unallocated block reads as zeroes, on disk as well: there is nothing to do, nor to make durable, unless the
+            // disk holds a header of another size.
+            needs_commit |= flags.contains(ZeroFlags::FUA) && self.is_header_unsure();
             if let Some(place) = piece.place {
                 if flags.contains(ZeroFlags::NO_FALLBACK) && !capabilities.contains(Capabilities::FAST_ZERO) {
                     return Err(IoError::unsupported());

@@ -5,7 +5,8 @@
 //! room to grow, the first data blocks make place for a new one:
 //!
 //! 1. The blocks at indices below `k` are copied behind the last one, the map entries follow in a commit. From then on
-//!    nothing durable refers to the space of the first `k` blocks.
+//!    nothing durable refers to the space of the first `k` blocks. If that takes indices at or above
+//!    `blocks_in_image`, the map is made longer first, as far as there is room.
 //! 2. A whole new map is written into that space, with every index less by `k`, and flushed.
 //! 3. The header, one sector, switches to the new map, to data that begins `k` blocks later, and to the new size.
 //!
@@ -14,8 +15,20 @@
 //! rewritten the header.
 //!
 //! # Shrinking
-//! The header goes first: from then on the entries behind the new end do not count, and their blocks are free. Growing
-//! again writes new entries.
+//! 1. The header, one sector, changes the size and nothing else: the map stays as long as it was.
+//! 2. The entries behind the new end become unallocated, in a commit. Then their blocks are free, and the blocks that
+//!    remain move into the gaps.
+//! 3. The header says that the map is shorter.
+//!
+//! A power cut behind step 1 leaves a map that is longer than the disk needs, and blocks that nobody can reach. Growing
+//! zeroes what is mapped behind the old end.
+//!
+//! # Indices after a power cut
+//! QEMU's check calls an index at or above `blocks_in_image` too large (reading does not mind; opening for writing takes
+//! such indices as they are, and close moves their blocks down). The orders above never leave one on disk, with one
+//! exception: a full image whose map has no room for even `k` more entries, cut between the commit of step 1 and the
+//! header of step 3 of a moving grow. There are then `k` blocks more in use than entries, so no numbering could avoid
+//! it; a second copy of the map would, at the end of the file, where other programs do not expect one.
 
 use blkproof_block::{BlockDevice, ByteRange, Errno, Event, IoError, Preallocation, Result, WriteFlags, ZeroFlags};
 
@@ -69,6 +82,12 @@ impl<D: BlockDevice> Vdi<D> {
         if wanted.map_offset.saturating_add(wanted.map_len()) > wanted.data_offset {
             return self.grow_by_moving(wanted).await;
         }
+        self.grow_in_place(wanted).await
+    }
+
+    /// Grows to a map that ends before the data begins.
+    async fn grow_in_place(&self, wanted: Layout) -> Result<()> {
+        let layout = self.layout.get();
         let _turn = self.metadata_turn().await?;
         if wanted.blocks > layout.blocks {
             self.write_future_map(layout.blocks / PER_SECTOR, wanted, 0).await?;
@@ -136,6 +155,18 @@ impl<D: BlockDevice> Vdi<D> {
         if self.header.encode(&wanted, 0).is_none() {
             return Err(too_far());
         }
+        let moving = self.map.borrow().owners().range(..HostBlock(by)).count();
+        let end = self.allocator.end().max(by).saturating_add(u32::try_from(moving).unwrap_or(u32::MAX));
+        if end > layout.blocks {
+            let room = layout.data_offset.saturating_sub(layout.map_offset) / 4;
+            let room = u32::try_from(room).unwrap_or(u32::MAX).min(BLOCKS_MAX);
+            #[cfg(test)]
+            let room = if self.mutated(super::tests::Mutant::MovesBehindMap) { 0 } else { room };
+            let blocks = end.min(room);
+            if blocks > layout.blocks {
+                self.grow_in_place(Layout { blocks, ..layout }).await?;
+            }
+        }
         // Every index below `by` is ours, either at once or when its block has moved.
         let mut vacated: Vec<Reservation<'_>> = Vec::new();
         if self.allocator.has_retired() {
@@ -186,19 +217,34 @@ impl<D: BlockDevice> Vdi<D> {
     }
 
     async fn shrink(&self, wanted: Layout) -> Result<()> {
-        // Entries that count after the switch must be there before it.
         self.commit(false).await?;
+        // The map keeps its length for now.
+        let smaller = Layout { blocks: self.layout.get().blocks, ..wanted };
         let turn = self.metadata_turn().await?;
         let count = self.count().max(self.allocator.end());
-        self.write_header(&wanted, count).await?;
+        self.write_header(&smaller, count).await?;
         self.file.flush().await?;
         self.header_is_sure(count);
-        self.layout.set(wanted);
-        self.allocator.set_limit(wanted.blocks);
-        let freed = self.map.borrow_mut().truncate(wanted.blocks);
+        self.layout.set(smaller);
         drop(turn);
-        let freed: Vec<_> = freed.into_iter().map(|block| self.allocator.adopt(block)).collect();
-        for mut block in freed {
+        // The size has changed, whatever becomes of the rest: close closes what gaps there are, and a map that is too
+        // long costs four bytes for each entry.
+        let _ = self.shorten_map(wanted).await;
+        Ok(())
+    }
+
+    /// Gives up the blocks behind the end of the disk, and the entries that named them.
+    async fn shorten_map(&self, wanted: Layout) -> Result<()> {
+        #[cfg(test)]
+        if self.mutated(super::tests::Mutant::ShortensMapFirst) {
+            self.shorten_header(wanted).await?;
+        }
+        let freed = self.map.borrow_mut().unmap_from(wanted.blocks);
+        freed.iter().for_each(|&block| self.allocator.retire(block));
+        self.commit(false).await?;
+        for block in freed {
+            // Nobody else can take it, as we hold every lock.
+            let Some(mut block) = self.allocator.reserve_exactly(block.0) else { continue };
             self.file.event(Event::VdiBlockFree).await;
             let place = wanted.place(block.block().0);
             let inside = self.file.info().size.saturating_sub(place).min(wanted.block_size);
@@ -207,8 +253,23 @@ impl<D: BlockDevice> Vdi<D> {
                 let _ = block.sending(self.file.discard(place, inside)).await;
             }
         }
-        // The size has changed, whatever becomes of this; close tries again.
-        let _ = self.close_gaps().await;
+        self.close_gaps().await?;
+        if self.allocator.end() > wanted.blocks {
+            return Ok(());
+        }
+        self.shorten_header(wanted).await?;
+        self.layout.set(wanted);
+        self.map.borrow_mut().truncate(wanted.blocks);
+        self.allocator.set_limit(wanted.blocks);
+        Ok(())
+    }
+
+    async fn shorten_header(&self, wanted: Layout) -> Result<()> {
+        let _turn = self.metadata_turn().await?;
+        let count = self.count().max(self.allocator.end());
+        self.write_header(&wanted, count).await?;
+        self.file.flush().await?;
+        self.header_is_sure(count);
         Ok(())
     }
 

@@ -405,8 +405,11 @@ fn every_step_is_announced() {
         "vdi_block_write",
         "vdi_header_update",
         "vdi_bmap_update",
+        // The size, the entry behind it, its block, the count, and the length of the map.
         "vdi_header_update",
+        "vdi_bmap_update",
         "vdi_block_free",
+        "vdi_header_update",
         "vdi_header_update",
     ];
     assert_eq!(events, want);

@@ -17,6 +17,10 @@ pub(super) enum Mutant {
     SwitchesBeforeFlush,
     /// M4: space that a header may name is free after a resize that failed.
     FreesWhatHeaderNames,
+    /// The map is shorter before the blocks above its new length have moved down.
+    ShortensMapFirst,
+    /// Blocks move behind the last index the map has room for, although the map could be longer.
+    MovesBehindMap,
 }
 
 mod bugs;
@@ -133,7 +137,7 @@ pub(super) fn check_image(bytes: &SparseBytes, clean: bool) -> Result<Layout, St
         if !seen.insert(index) {
             return Err(format!("block {block} is at {index}, where another one is"));
         }
-        if clean && index >= layout.blocks {
+        if index >= layout.blocks {
             return Err(format!("block {block} is at {index}, too large for {} blocks", layout.blocks));
         }
     }
@@ -143,9 +147,14 @@ pub(super) fn check_image(bytes: &SparseBytes, clean: bool) -> Result<Layout, St
     Ok(layout)
 }
 
-/// Opens what a power cut left and reads all of it; then writes, closes cleanly, and reads again.
+/// Checks what a power cut left, opens it and reads all of it; then closes cleanly, and reads again.
 pub(super) fn recover(bytes: &SparseBytes, grows: bool) -> Result<Vec<u8>, String> {
     check_image(bytes, false)?;
+    reopen(bytes, grows)
+}
+
+/// [`recover`] for an image in which a checker may find fault before it is closed.
+pub(super) fn reopen(bytes: &SparseBytes, grows: bool) -> Result<Vec<u8>, String> {
     let disk = match grows {
         true => TestDisk::growing_from_bytes(bytes.clone()),
         false => TestDisk::from_bytes(bytes.clone()),
