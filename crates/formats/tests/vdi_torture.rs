@@ -86,10 +86,15 @@ fn a_device_with_limits_changes_nothing() {
         let limits = Limits { alignment: 4096, memory_alignment: 512, max_transfer: 256 << 10, ..Limits::NONE };
         let plain = TestDisk::growing(0);
         block_on(create(&plain, &CreateOptions { size: SIZE, ..CreateOptions::default() })).unwrap();
-        // A device that does not grow, of whole blocks, with room for every block of the image.
         let mut bytes = plain.image();
-        bytes.set_size(4096 + (6 << 20));
-        let disk = TestDisk::from_bytes(bytes).with_limits(limits);
+        let disk = if seed % 2 == 0 {
+            // A device that does not grow, of whole blocks, with room for every block of the image.
+            bytes.set_size(4096 + (6 << 20));
+            TestDisk::from_bytes(bytes)
+        } else {
+            TestDisk::growing_from_bytes(bytes)
+        };
+        let disk = disk.with_limits(limits);
         let aligned = Rc::new(Aligned::new(disk.clone()));
         let image = Rc::new(block_on(Vdi::open(Rc::clone(&aligned), false)).unwrap());
         let config = Config { seed, ops: 60, max_len: 300_000, ..Config::default() };
