@@ -15,7 +15,7 @@ use super::refcount::Width;
 use super::units::{HostOffset, OFFSET_MASK, index};
 
 /// Freed clusters that may wait before an allocation commits to get at them.
-const FREED_MAX: usize = 16_384;
+const FREED_MAX: usize = 1024;
 
 /// One count less for each cluster of a run, once no durable entry refers to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
