@@ -40,8 +40,8 @@
 //! # Concurrency
 //! Requests lock their guest range in whole clusters: shared for reads and writes in place, exclusive for whatever
 //! changes the map. So no cluster is given away under a read, two writers never copy the same cluster, and everything
-//! else runs in parallel. Locks are taken in this order: guest range, L1 index, allocator, commit, header; table
-//! loads are locked by table and never while making room in a cache.
+//! else runs in parallel. Locks are taken in this order: guest range, L1 index, allocator, commit, header, length
+//! of a child; table loads are locked by table and never while making room in a cache.
 
 mod alloc;
 mod cache;
@@ -151,6 +151,7 @@ pub struct Qcow2<D> {
     alloc_lock: Mutex<()>,
     commit_lock: Mutex<()>,
     header_lock: Mutex<()>,
+    extend_lock: Mutex<()>,
 
     /// Clusters that are no longer referred to, and whose count is still raised.
     freed: RefCell<Vec<Freed>>,
@@ -264,6 +265,7 @@ impl<D: BlockDevice> Qcow2<D> {
             alloc_lock: Mutex::new(()),
             commit_lock: Mutex::new(()),
             header_lock: Mutex::new(()),
+            extend_lock: Mutex::new(()),
             freed: RefCell::default(),
             header_uncertain: Cell::new(false),
             free_clusters: RefCell::default(),
@@ -419,10 +421,21 @@ impl<D: BlockDevice> Qcow2<D> {
             return Err(IoError::new(Errno::NOSPC)
                 .detail(format!("the image needs {end:#x} bytes, the device below has {:#x}", info.size)));
         }
-        // Two requests may extend at the same time: never cut off what the other one added.
+        self.extend_child(child, end).await
+    }
+
+    /// Makes a child at least `end` bytes long.
+    ///
+    /// A resize says how long the child is to be, not how much longer: one that lands behind a larger one cuts off what
+    /// was written in between. So there is one at a time, and none while a dropped one may still land.
+    async fn extend_child(&self, child: &D, end: u64) -> Result<()> {
+        let _turn = self.extend_lock.lock().await;
+        self.settle().await?;
+        if end <= child.info().size {
+            return Ok(()); // somebody else did it while we waited
+        }
         let flight = self.in_flight();
-        let target = end.max(child.info().size);
-        let result = child.resize(target, Preallocation::Off).await;
+        let result = child.resize(end, Preallocation::Off).await;
         flight.over();
         result
     }

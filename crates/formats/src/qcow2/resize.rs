@@ -40,8 +40,8 @@ impl<D: BlockDevice> Qcow2<D> {
             return Err(IoError::new(Errno::FBIG).detail("the disk would be too large"));
         }
         self.grow_l1(self.geometry.l1_entries(new)).await?;
-        if let Some(data) = self.data_file.as_ref().filter(|data| data.info().size < new) {
-            data.resize(new, Preallocation::Off).await?;
+        if let Some(data) = &self.data_file {
+            self.extend_child(data, new).await?;
         }
         self.clear_behind(old, new).await?;
         if preallocation != Preallocation::Off {
