@@ -2,7 +2,7 @@
 //! workload). Why: two requests that each made the device longer set its length at the same time; the smaller length
 //! came last and cut off what the other request had written. A dropped request could do the same, later.
 //! Must hold: the device never gets shorter, whatever order requests land in.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 use std::rc::Rc;
 

@@ -63,11 +63,13 @@ impl<D: BlockDevice> Qcow2<D> {
         content.truncate(index(old_entries.saturating_mul(8)));
         content.resize(index(clusters << self.geometry.cluster_bits), 0);
 
-        // Counts first: a header that names a table whose clusters count as free would be damage (rule 1).
+        // Counts first: a header that names a table whose clusters count as free would be damage (rule 1). With lazy
+        // refcounts a commit does not write them, and without a changed table the dirty bit is not set either.
         self.commit().await?;
         {
             let _turn = self.commit_lock.lock().await;
             self.settle().await?;
+            self.write_blocks_locked().await?;
             self.file.event(Event::L1GrowWriteTable).await;
             self.file_write(reserved.offset(), &content).await.map_err(|e| e.context("writing the new L1 table"))?;
             self.file.flush().await?;
