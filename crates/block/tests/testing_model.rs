@@ -3,7 +3,7 @@
 
 use blkproof_block::nodes::memory::SparseBytes;
 use blkproof_block::testing::{Model, TestDisk, block_on, stamp};
-use blkproof_block::{BlockDevice, WriteFlags};
+use blkproof_block::{BlockDevice, Preallocation, WriteFlags};
 
 /// A sector at 0 as written by `op`; 0 for zeroes.
 fn sector(op: u64) -> Vec<u8> {
@@ -132,4 +132,44 @@ fn a_promise_that_needed_no_disk_is_kept_by_what_was_there() {
     let zeroes = model.submit_zeroes(0, 512, false);
     model.complete(zeroes);
     model.after_crash(disk.position()).check(0, &sector(0)).unwrap_err();
+}
+
+/// Sizes after a power cut, and what the new space holds: a shrink, then a grow, of a disk full of data.
+#[test]
+fn a_resize_is_a_candidate_until_another_is_durable() {
+    let disk = TestDisk::new(1024);
+    let mut initial = SparseBytes::new(1024);
+    initial.write(0, &stamp::bytes(0, 1024, 1));
+    let mut model = Model::new(initial).with_disk(&disk);
+    let mut steps = Vec::new();
+    let shrink = model.submit_resize(1024, 512);
+    block_on(disk.resize(512, Preallocation::Off)).unwrap();
+    model.complete(shrink);
+    steps.push((disk.position(), vec![512, 1024], [true, true]));
+    let grow = model.submit_resize(512, 1536);
+    block_on(disk.resize(1536, Preallocation::Off)).unwrap();
+    steps.push((disk.position(), vec![512, 1024, 1536], [true, true]));
+    model.complete(grow);
+    // What was cut off does not come back for those who read.
+    assert!(model.clone().check_now(512, &stamp::bytes(512, 512, 1)).is_err());
+    model.check_now(512, &[0; 1024]).unwrap();
+    let write = model.submit_write(1024, &stamp::bytes(1024, 512, 2), true);
+    block_on(disk.write(1024, &stamp::bytes(1024, 512, 2), WriteFlags::FUA)).unwrap();
+    model.complete(write);
+    // A promise behind the smaller sizes rules them out.
+    steps.push((disk.position(), vec![1536], [true, true]));
+    let flush = model.submit_flush();
+    block_on(disk.flush()).unwrap();
+    model.complete_flush(flush);
+    steps.push((disk.position(), vec![1536], [false, true]));
+    let shrink = model.submit_resize(1536, 0);
+    model.fail(shrink);
+    block_on(disk.flush()).unwrap();
+    steps.push((disk.position(), vec![0, 1536], [false, true]));
+    for (position, sizes, [old, zero]) in steps {
+        let judge = model.after_crash(position);
+        assert_eq!(judge.sizes().collect::<Vec<_>>(), sizes, "power cut at {position}");
+        assert_eq!(judge.check(512, &stamp::bytes(512, 512, 1)).is_ok(), old, "power cut at {position}");
+        assert_eq!(judge.check(512, &[0; 512]).is_ok(), zero, "power cut at {position}");
+    }
 }

@@ -46,6 +46,10 @@ enum Bug {
     LeakedLock,
     /// Block status says that everything is zero.
     WrongMap,
+    /// Every other resize is acknowledged and forgotten.
+    LostResize,
+    /// What a shrink cut off is there again when the device grows.
+    Resurrects,
     /// Every write is two, under a range lock. Not a bug.
     SplitWrite,
 }
@@ -164,7 +168,25 @@ impl BlockDevice for Driver {
     }
 
     async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        self.disk.resize(size, preallocation).await
+        let old = self.disk.info().size;
+        match self.bug {
+            Bug::LostResize if self.every(2) => return Ok(()),
+            Bug::Resurrects if size < old => {
+                let mut cut = vec![0; (old - size) as usize];
+                self.disk.read(size, &mut cut).await?;
+                self.late.borrow_mut().push((size, cut));
+            }
+            _ => {}
+        }
+        self.disk.resize(size, preallocation).await?;
+        if self.bug == Bug::Resurrects && size > old {
+            let cut = self.late.take();
+            for (at, data) in cut.into_iter().filter(|(at, data)| *at >= old && at + data.len() as u64 <= size) {
+                self.disk.write(at, &data, WriteFlags::empty()).await?;
+            }
+        }
+        // A FUA write in the new space relies on it.
+        if self.bug == Bug::NoFlush { Ok(()) } else { self.disk.flush().await }
     }
 
     async fn drain(&self) -> Result<()> {
@@ -188,7 +210,7 @@ fn torture(bug: Bug, config: Config) -> Outcome {
 
 fn crashes(outcome: &Outcome) -> Vec<Finding> {
     outcome.check_crashes(25, 30, |image| {
-        let mut content = vec![0; SIZE as usize];
+        let mut content = vec![0; image.size() as usize];
         image.read(0, &mut content);
         Ok(content)
     })
@@ -199,7 +221,9 @@ fn a_right_driver_survives() {
     for seed in 0..6 {
         for bug in [Bug::None, Bug::SplitWrite] {
             let config = Config { seed, ops: 150, ..Config::default() };
-            for config in [config.clone(), config.clone().hostile(), Config { align: 512, ..config.hostile() }] {
+            let resizing = Config { resizes: 5, ..config.clone() };
+            let hostile = Config { align: 512, ..config.clone().hostile() };
+            for config in [config.clone(), config.hostile(), hostile, resizing.clone(), resizing.hostile()] {
                 let outcome = torture(bug, config);
                 outcome.assert_clean();
                 if seed % 3 == 0 {
@@ -222,6 +246,7 @@ fn hostile_means_hostile() {
 fn every_planted_bug_is_found() {
     let plain = Config { ops: 200, ..Config::default() };
     let hostile = plain.clone().hostile();
+    let resizing = Config { resizes: 10, ..plain.clone() };
     let table = [
         (Bug::LostWrite, &plain, false),
         (Bug::StalePadding, &plain, false),
@@ -236,6 +261,9 @@ fn every_planted_bug_is_found() {
         (Bug::StaleRead, &plain, false),
         (Bug::LeakedLock, &plain, false),
         (Bug::WrongMap, &plain, false),
+        (Bug::LostResize, &resizing, false),
+        (Bug::Resurrects, &resizing, false),
+        (Bug::NoFlush, &resizing, true),
     ];
     for (bug, config, by_crash) in table {
         let mut caught = None;

@@ -7,9 +7,9 @@
 //! A candidate is any write-class request sent before the read ended, and the initial content, unless a *successful*
 //! request came in between: sent after the candidate had ended, completed before the read began. Failed requests
 //! remain candidates, dropped ones have not ended before a drain. A discard is its range's old content or zeroes, so
-//! it excludes nothing. A read made while nothing is under way settles what a later read may see.
+//! it excludes nothing. A resize zeroes what it adds or cuts off. A read made while nothing is under way settles what a later read may see.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
 
@@ -57,6 +57,8 @@ enum Content {
     Zeroes,
     /// Old content or zeroes.
     Discard,
+    /// What a change to this size adds or cuts off, which reads as zeroes for good (CM 4.12).
+    Resize(u64),
 }
 
 #[derive(Clone, Debug)]
@@ -148,6 +150,12 @@ impl Model {
     /// A discard is about to be sent.
     pub fn submit_discard(&mut self, at: u64, len: u64) -> ChangeId {
         self.submit(ByteRange::at(at, len), Content::Discard, false)
+    }
+
+    /// A change of the size from `from` to `to` is about to be sent; one at a time, and nothing else under way between
+    /// the two sizes. Of a request that fails, the device says which size it has; after a power cut it may be either.
+    pub fn submit_resize(&mut self, from: u64, to: u64) -> ChangeId {
+        self.submit(ByteRange { start: from.min(to), end: from.max(to) }, Content::Resize(to), false)
     }
 
     fn submit(&mut self, range: ByteRange, content: Content, fua: bool) -> ChangeId {
@@ -324,8 +332,32 @@ impl Model {
                 .chain(floor.is_none().then_some(None))
                 .collect()
         };
+        let resized = |change: &Change| match change.content {
+            Content::Resize(to) => Some((to, change.clone())),
+            _ => None,
+        };
+        let resizes: Vec<_> = self.changes.iter().filter_map(resized).collect();
+        let floor = resizes.iter().filter(|(_, change)| durable(change)).map(|(_, change)| change.submit).max();
+        // Whoever was promised data behind a size, after that size was decided, was promised another size.
+        let outgrown = |size: u64, since: Option<Instant>| {
+            let promised = |change: &&Change| !matches!(change.content, Content::Resize(_)) && durable(change);
+            let behind = |change: &Change| change.range.end > size && since.is_none_or(|since| since < change.submit);
+            self.changes.iter().filter(promised).any(behind)
+        };
+        let sizes = resizes
+            .iter()
+            .filter(|(_, change)| sent(change))
+            .filter(|(_, change)| floor.is_none_or(|floor| happened(change.ended).is_none_or(|end| end >= floor)))
+            .filter(|(size, change)| happened(change.ended).is_none_or(|end| !outgrown(*size, Some(end))))
+            .map(|(size, _)| *size)
+            .chain(Some(self.initial.size()).filter(|&size| floor.is_none() && !outgrown(size, None)))
+            .collect();
         let judged = |pieces: &Vec<Piece>| pieces.iter().map(|piece| (piece.range, candidates(piece))).collect();
-        AfterCrash { model: self, units: self.units.iter().map(|(&unit, pieces)| (unit, judged(pieces))).collect() }
+        AfterCrash {
+            model: self,
+            sizes,
+            units: self.units.iter().map(|(&unit, pieces)| (unit, judged(pieces))).collect(),
+        }
     }
 
     /// Positions in the disk's log just after a promise of durability reached the client, or before a request whose
@@ -388,6 +420,7 @@ impl Model {
             Content::Data(_) => "write",
             Content::Zeroes => "write zeroes",
             Content::Discard => "discard",
+            Content::Resize(_) => "resize",
         };
         let end = match (change.ended, change.succeeded, change.dropped) {
             (Some(_), true, _) => "completed",
@@ -434,11 +467,18 @@ type Candidates = Vec<Option<ChangeId>>;
 #[derive(Debug)]
 pub struct AfterCrash<'a> {
     model: &'a Model,
+    /// Sizes that the device may have.
+    sizes: BTreeSet<u64>,
     /// What each piece of a unit that was ever touched may hold.
     units: BTreeMap<u64, Vec<(ByteRange, Candidates)>>,
 }
 
 impl AfterCrash<'_> {
+    /// The sizes that the device may have after recovery, in order.
+    pub fn sizes(&self) -> impl Iterator<Item = u64> {
+        self.sizes.iter().copied()
+    }
+
     /// Judges what a read of `buf.len()` bytes at `at` found after recovery.
     ///
     /// # Errors

@@ -3,7 +3,8 @@
 //! [`run`] reads the whole device, flushes it, and then keeps up to [`Config::queue_depth`] requests in flight while
 //! the seed decides their kinds, places and order, which disk request moves next, which one fails, and which client
 //! request is dropped at which of its await points. Half of the requests go near others in flight. Every read is
-//! judged; errors nobody injected, deadlocks and busy loops are findings too. At the end faults stop, everything is
+//! judged; errors nobody injected, deadlocks and busy loops are findings too. The size changes on the way, if
+//! [`Config::resizes`] says so. At the end faults stop, everything is
 //! drained, and the whole device is read again.
 //!
 //! The crash side comes after the run: [`Outcome::check_crashes`] takes states of the disk at the interesting positions,
@@ -36,10 +37,10 @@ use super::executor::{Executor, Stuck, TaskId};
 use super::log::{Log, Op, OpKind};
 use super::model::{ChangeId, Model};
 use super::stamp;
-use crate::device::{BlockDevice, WriteFlags, ZeroFlags};
+use crate::device::{BlockDevice, Preallocation, WriteFlags, ZeroFlags};
 use crate::nodes::memory::SparseBytes;
 use crate::units::ByteRange;
-use crate::{Errno, IoError, Result};
+use crate::{Capabilities, Errno, IoError, Result};
 
 /// Findings after which a run stops.
 const FINDINGS_MAX: usize = 8;
@@ -75,6 +76,9 @@ pub struct Config {
     pub drains: u32,
     /// Weight of block status requests, whose zeroes are judged as if read.
     pub statuses: u32,
+    /// Weight of changes of the size, if the device [can](Capabilities::RESIZE): to whole sectors, between a quarter and
+    /// twice what it was, one at a time and never dropped. Other requests go on below the smaller of the two sizes.
+    pub resizes: u32,
     /// Writes and write zeroes that carry FUA.
     pub fua_rate: u32,
     /// Disk requests that fail: with nothing, all or a part done.
@@ -102,6 +106,7 @@ impl Default for Config {
             flushes: 7,
             drains: 2,
             statuses: 2,
+            resizes: 0,
             fua_rate: 100,
             fault_rate: 0,
             cancel_rate: 0,
@@ -121,7 +126,7 @@ impl Config {
 /// Something wrong.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Finding {
-    /// What kind: `read`, `map`, `error-contract`, `hang`, `crash`.
+    /// What kind: `read`, `map`, `resize`, `error-contract`, `hang`, `crash`.
     pub code: &'static str,
     /// What was seen, where, and what was allowed.
     pub text: String,
@@ -150,7 +155,7 @@ pub struct Outcome {
     pub begin: usize,
     /// Position in the log where it ended, before whatever came after [`run`].
     pub end: usize,
-    /// The device's size.
+    /// The device's size at the end.
     pub size: u64,
     /// Client requests that succeeded, failed and were dropped.
     pub ended: [u64; 3],
@@ -197,9 +202,12 @@ impl Outcome {
             let position = all[(index + 1) * all.len() / count - 1];
             let judge = self.model.after_crash(position);
             for state in crash_states(&self.log, &self.initial, position, states, self.config.seed) {
-                let verdict = recover(&state.image).and_then(|content| match content.len() as u64 == self.size {
-                    true => judge.check(0, &content).map_err(|violation| violation.to_string()),
-                    false => Err(format!("the device has {} bytes instead of {}", content.len(), self.size)),
+                let verdict = recover(&state.image).and_then(|content| {
+                    let sizes: Vec<_> = judge.sizes().collect();
+                    match sizes.contains(&(content.len() as u64)) {
+                        true => judge.check(0, &content).map_err(|violation| violation.to_string()),
+                        false => Err(format!("the device has {} bytes, allowed: {sizes:?}", content.len())),
+                    }
                 });
                 if let Err(text) = verdict {
                     let seed = self.config.seed;
@@ -222,6 +230,10 @@ impl Outcome {
     pub async fn check_reopened(&mut self, device: &impl BlockDevice) -> Result<(), String> {
         let now = self.model.now();
         self.model.drained(now);
+        let size = device.info().size;
+        if self.config.resizes > 0 && size != self.size {
+            return Err(format!("the device has {size} bytes instead of {}", self.size));
+        }
         for range in chunks(self.size) {
             let mut buf = vec![0; range.len() as usize];
             device.read(range.start, &mut buf).await.map_err(|error| format!("reading {range}: {error}"))?;
@@ -238,6 +250,9 @@ struct Shared {
     /// Whether disk requests are made to fail.
     faulty: Cell<bool>,
     faults_before: u64,
+    /// Requests stay below: the device's size, or while that changes the smaller of old and new.
+    limit: Cell<u64>,
+    resizing: Cell<bool>,
     disks: Vec<TestDisk>,
     ended: Cell<[u64; 3]>,
 }
@@ -277,6 +292,8 @@ enum Kind {
     Flush,
     Drain,
     Status,
+    /// To this size.
+    Resize(u64),
 }
 
 /// A request in flight, as the controller sees it.
@@ -319,6 +336,8 @@ pub fn run_over<D: BlockDevice + 'static>(config: Config, device: Rc<D>, disks: 
         findings: RefCell::default(),
         faulty: Cell::new(config.fault_rate > 0),
         faults_before: disks.iter().map(|disk| disk.faults()).sum(),
+        limit: Cell::new(size),
+        resizing: Cell::new(false),
         disks: disks.iter().map(|&disk| disk.clone()).collect(),
         ended: Cell::default(),
     });
@@ -335,7 +354,7 @@ pub fn run_over<D: BlockDevice + 'static>(config: Config, device: Rc<D>, disks: 
         Some(stuck) => shared.find("hang", stuck),
         None => {
             shared.faulty.set(false);
-            let last = finish(shared.clone(), device.clone(), size, config.quiet_end);
+            let last = finish(shared.clone(), device.clone(), config.quiet_end);
             if let Err(stuck) = executor.block_on(hash(config.seed, u64::MAX), last) {
                 shared.find("hang", format!("after the workload: {stuck}"));
             }
@@ -349,7 +368,7 @@ pub fn run_over<D: BlockDevice + 'static>(config: Config, device: Rc<D>, disks: 
     let fingerprint = hash(executor.trace(), log.fingerprint());
     let model = shared.model.borrow().clone();
     let findings = shared.findings.borrow().clone();
-    let (end, initial, ended) = (log.end(), disk.initial(), shared.ended.get());
+    let (end, initial, ended, size) = (log.end(), disk.initial(), shared.ended.get(), shared.limit.get());
     Outcome { config, findings, model, log, initial, begin, end, size, ended, fingerprint }
 }
 
@@ -431,16 +450,29 @@ fn begin<D: BlockDevice + 'static>(
     executor: &mut Executor,
     shared: &Rc<Shared>,
 ) -> InFlight {
-    let kind = pick_kind(config, draws);
+    let mut kind = pick_kind(config, draws);
+    if let Kind::Resize(to) = &mut kind {
+        *to = pick_size(size, draws, busy);
+        let able = device.info().capabilities.contains(Capabilities::RESIZE);
+        if shared.resizing.get() || !able {
+            kind = Kind::Flush;
+        }
+    }
     let range = match kind {
         Kind::Flush | Kind::Drain => ByteRange::default(),
-        _ => pick_range(config, size, draws, busy),
+        Kind::Resize(to) => {
+            shared.resizing.set(true);
+            let from = shared.limit.replace(shared.limit.get().min(to));
+            ByteRange { start: from, end: from }
+        }
+        _ => pick_range(config, shared.limit.get(), draws, busy),
     };
     let fua = draws.chance(config.fua_rate);
     let unmap = draws.chance(500);
     // A simple driver is polled twice, one that allocates a dozen times; whoever ends earlier is not dropped.
     let polls = if draws.chance(600) { 1 } else { draws.below(14) };
-    let cancel = draws.chance(config.cancel_rate).then(|| (polls, draws.below(4) * draws.below(8)));
+    let cancel = (draws.chance(config.cancel_rate) && !matches!(kind, Kind::Resize(_)))
+        .then(|| (polls, draws.below(4) * draws.below(8)));
     let change = Rc::new(Cell::new(None));
     let request = Request {
         shared: shared.clone(),
@@ -464,6 +496,7 @@ fn pick_kind(config: &Config, draws: &mut Choices) -> Kind {
         (config.flushes, Kind::Flush),
         (config.drains, Kind::Drain),
         (config.statuses, Kind::Status),
+        (config.resizes, Kind::Resize(0)),
     ];
     let mut left = draws.below(table.iter().map(|&(weight, _)| u64::from(weight)).sum());
     for (weight, kind) in table {
@@ -473,6 +506,13 @@ fn pick_kind(config: &Config, draws: &mut Choices) -> Kind {
         }
     }
     Kind::Read
+}
+
+/// A new size: not below a request in flight. `size` is the device's first one.
+fn pick_size(size: u64, draws: &mut Choices, busy: &[ByteRange]) -> u64 {
+    let least = busy.iter().map(|range| range.end).max().unwrap_or(0).max(size / 4).div_ceil(512);
+    let most = (size * 2).div_ceil(512).max(least);
+    (least + draws.below(most - least + 1)) * 512
 }
 
 /// Half the places are anywhere, half beside or over a request in flight. Never empty, unless the device is.
@@ -512,7 +552,7 @@ struct Request<D> {
 
 impl<D: BlockDevice> Request<D> {
     async fn send(self, kind: Kind) {
-        if self.range.is_empty() && !matches!(kind, Kind::Flush | Kind::Drain) {
+        if self.range.is_empty() && !matches!(kind, Kind::Flush | Kind::Drain | Kind::Resize(_)) {
             return;
         }
         match kind {
@@ -521,6 +561,7 @@ impl<D: BlockDevice> Request<D> {
             Kind::Flush => self.flush().await,
             Kind::Drain => drain(&self.shared, &*self.device).await,
             Kind::Status => self.status().await,
+            Kind::Resize(to) => self.resize(to).await,
         }
     }
 
@@ -579,6 +620,29 @@ impl<D: BlockDevice> Request<D> {
         }
     }
 
+    /// What was dropped may land where the new size has no place, so it is settled first.
+    async fn resize(self, to: u64) {
+        let (shared, from) = (&self.shared, self.range.start);
+        drain(shared, &*self.device).await;
+        let id = shared.model.borrow_mut().submit_resize(from, to);
+        let result = self.device.resize(to, Preallocation::Off).await;
+        shared.judge_error(&self.name, &result);
+        let size = self.device.info().size;
+        let fits = match result {
+            Ok(()) => size == to,
+            Err(_) => size == to || size == from,
+        };
+        if !fits {
+            shared.find("resize", format!("{}: {result:?}, and the device has {size} bytes", self.name));
+        }
+        match result {
+            Ok(()) => shared.model.borrow_mut().complete(id),
+            Err(_) => shared.model.borrow_mut().fail(id),
+        }
+        shared.limit.set(size);
+        shared.resizing.set(false);
+    }
+
     async fn status(self) {
         let started = self.shared.model.borrow_mut().now();
         let (at, len) = (self.range.start, self.range.len());
@@ -610,8 +674,9 @@ async fn drain(shared: &Shared, device: &impl BlockDevice) {
 }
 
 /// The end: nothing is in flight, faults have stopped.
-async fn finish<D: BlockDevice>(shared: Rc<Shared>, device: Rc<D>, size: u64, quiet_end: bool) {
+async fn finish<D: BlockDevice>(shared: Rc<Shared>, device: Rc<D>, quiet_end: bool) {
     drain(&shared, &*device).await;
+    let size = shared.limit.get();
     // Twice, so that what one read has shown must be there for the next (CM 4.3 (2)).
     for range in chunks(size).chain(chunks(size)) {
         let mut buf = vec![0; range.len() as usize];
