@@ -57,14 +57,12 @@ enum Waiting {
     Status,
 }
 
-fn send(verify: Mirror, what: Waiting) -> impl Future<Output = Result<()>> {
-    async move {
-        match what {
-            Waiting::Read => verify.read(6144, &mut [0; 1024]).await,
-            Waiting::Write => verify.write(6144, &[1; 1024], WriteFlags::empty()).await,
-            Waiting::Zeroes => verify.write_zeroes(6144, 1024, ZeroFlags::empty()).await,
-            Waiting::Status => verify.block_status(6144, 1024).await.map(|_| ()),
-        }
+async fn send(verify: Mirror, what: Waiting) -> Result<()> {
+    match what {
+        Waiting::Read => verify.read(6144, &mut [0; 1024]).await,
+        Waiting::Write => verify.write(6144, &[1; 1024], WriteFlags::empty()).await,
+        Waiting::Zeroes => verify.write_zeroes(6144, 1024, ZeroFlags::empty()).await,
+        Waiting::Status => verify.block_status(6144, 1024).await.map(|_| ()),
     }
 }
 
