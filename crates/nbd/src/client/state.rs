@@ -17,6 +17,10 @@ use crate::wire::{ProtocolError, command};
 /// Messages smaller than this are joined into one buffer.
 const JOIN: usize = 64 << 10;
 
+/// Pieces of one read that may have come with gaps between them. A server may fragment as it likes, but each piece takes
+/// memory of ours.
+const PIECES_MAX: usize = 32 << 10;
+
 /// What a server answered.
 #[derive(Debug, Default)]
 pub(super) struct Reply {
@@ -221,6 +225,10 @@ impl Shared {
                 if pending.request.kind != command::BLOCK_STATUS {
                     return Err(ProtocolError::broken("extents in reply to something else"));
                 }
+                // The only context there is to ask for has been agreed on; it is answered by one chunk.
+                if !pending.reply.extents.is_empty() {
+                    return Err(ProtocolError::broken("more than one chunk of extents in a reply"));
+                }
                 pending.reply.extents.extend(extents.first().map(|&extent| (*context, extent)));
             }
             ReplyEvent::Error { error, message, place, .. } => {
@@ -266,6 +274,9 @@ impl Pending {
             // Data of one chunk comes in many pieces: they are one range.
             Some((before_start, before_end)) if before_end == start => {
                 self.covered.insert(before_start, end);
+            }
+            _ if self.covered.len() >= PIECES_MAX => {
+                return Err(ProtocolError::broken(format!("a read in more than {PIECES_MAX} pieces")));
             }
             _ => {
                 self.covered.insert(start, end);

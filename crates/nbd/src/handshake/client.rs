@@ -186,7 +186,7 @@ impl Handshake {
             return Ok((0, Progress::Continue));
         };
         let flags = TransmissionFlags::from_bits_retain(flags);
-        let agreed = self.agreed(size, flags);
+        let agreed = self.agreed(checked_size(size)?, flags);
         Ok((input.len().saturating_sub(fields.0.len()), Progress::Done(agreed)))
     }
 
@@ -263,7 +263,7 @@ impl Handshake {
         match fields.u16().ok_or_else(malformed)? {
             info::EXPORT => {
                 let export = (|| Some((fields.u64()?, fields.u16()?)))().ok_or_else(malformed)?;
-                self.export = Some((export.0, TransmissionFlags::from_bits_retain(export.1)));
+                self.export = Some((checked_size(export.0)?, TransmissionFlags::from_bits_retain(export.1)));
             }
             info::BLOCK_SIZE => {
                 let sizes = (|| Some((fields.u32()?, fields.u32()?, fields.u32()?)))().ok_or_else(malformed)?;
@@ -278,6 +278,12 @@ impl Handshake {
         }
         Ok(())
     }
+}
+
+/// Offsets are signed in every system there is; what is larger is no disk, and would overflow in the layers above.
+fn checked_size(size: u64) -> Result<u64, ProtocolError> {
+    let limit = i64::MAX.unsigned_abs();
+    if size > limit { Err(ProtocolError::TooLong { what: "an export", length: size, limit }) } else { Ok(size) }
 }
 
 fn string(text: &str) -> Vec<u8> {

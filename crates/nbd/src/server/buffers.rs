@@ -17,6 +17,11 @@ const INPUT: usize = 256 << 10;
 const PIECE: usize = FAST_READ + 64;
 /// Largest read that is answered inside a shared buffer.
 pub(super) const FAST_READ: usize = 256 << 10;
+/// Size of a buffer begun behind a reply that brought its own: what follows is most often small, and with a whole
+/// [`PIECE`] for each such pair, replies that nobody takes would hold far more memory than bytes.
+const SMALL_PIECE: usize = 4 << 10;
+/// Replies up to this size are copied into shared buffers, not sent from their own: it bounds how many pieces there are.
+pub(super) const COPY_MAX: usize = SMALL_PIECE;
 /// Replies are not composed any more once this many bytes wait for the peer.
 const HIGH_WATER: usize = 1 << 20;
 /// Buffers kept for later.
@@ -118,7 +123,11 @@ impl Output {
     pub(super) fn reserve(&mut self, len: usize) -> &mut [u8] {
         assert!(len <= PIECE, "larger answers bring their own buffer");
         if self.queue.back().is_none_or(|piece| piece.buf.len() - piece.end < len) {
-            let buf = self.kept.pop().unwrap_or_else(|| vec![0; PIECE]);
+            let behind_own = self.queue.back().is_some_and(|piece| piece.buf.len() != PIECE);
+            let buf = match behind_own && len <= SMALL_PIECE {
+                true => vec![0; SMALL_PIECE],
+                false => self.kept.pop().unwrap_or_else(|| vec![0; PIECE]),
+            };
             self.queue.push_back(Piece { buf, start: 0, end: 0, charge: Charge::Free });
         }
         let piece = self.queue.back_mut().expect("one was just pushed if there was none");

@@ -1,6 +1,6 @@
 //! Carrying a request out: from a checked request to what has to be answered.
 
-use blkproof_block::{BlockDevice, ByteOffset, Errno, IoError, Node, WriteFlags, ZeroFlags};
+use blkproof_block::{BlockDevice, ByteOffset, Capabilities, Errno, IoError, Node, WriteFlags, ZeroFlags};
 
 use crate::transmission::request::Request;
 use crate::wire::{CommandFlags, allocation, command};
@@ -53,8 +53,12 @@ pub(super) async fn execute(node: &Node, request: Request, job: Job) -> Result<A
             },
         },
         (command::WRITE, Job::Write(data)) => {
-            let fua = if flags.contains(CommandFlags::FUA) { WriteFlags::FUA } else { WriteFlags::empty() };
-            node.write(offset, &data, fua).await.map(|()| Answer::Done)
+            let (native, flush) = durable(node, flags);
+            node.write(offset, &data, if native { WriteFlags::FUA } else { WriteFlags::empty() }).await?;
+            if flush {
+                node.flush().await?;
+            }
+            Ok(Answer::Done)
         }
         (command::FLUSH, _) => node.flush().await.map(|()| Answer::Done),
         (command::TRIM, _) => {
@@ -66,10 +70,15 @@ pub(super) async fn execute(node: &Node, request: Request, job: Job) -> Result<A
         }
         (command::WRITE_ZEROES, _) => {
             let mut how = ZeroFlags::empty();
-            how.set(ZeroFlags::FUA, flags.contains(CommandFlags::FUA));
+            let (native, flush) = durable(node, flags);
+            how.set(ZeroFlags::FUA, native);
             how.set(ZeroFlags::MAY_UNMAP, !flags.contains(CommandFlags::NO_HOLE));
             how.set(ZeroFlags::NO_FALLBACK, flags.contains(CommandFlags::FAST_ZERO));
-            node.write_zeroes(offset, length, how).await.map(|()| Answer::Done)
+            node.write_zeroes(offset, length, how).await?;
+            if flush {
+                node.flush().await?;
+            }
+            Ok(Answer::Done)
         }
         (command::CACHE, _) => cache(node, offset, length).await,
         (command::BLOCK_STATUS, Job::Status { context: None, .. }) => Ok(Answer::Done),
@@ -80,6 +89,14 @@ pub(super) async fn execute(node: &Node, request: Request, job: Job) -> Result<A
         }
         _ => Err(IoError::new(Errno::INVAL)),
     }
+}
+
+/// Whether FUA is handed down, and whether a flush has to follow: FUA is offered on every export, and a device that has
+/// none of its own is flushed by whoever wants it.
+fn durable(node: &Node, flags: CommandFlags) -> (bool, bool) {
+    let wanted = flags.contains(CommandFlags::FUA);
+    let native = wanted && node.info().capabilities.contains(Capabilities::FUA);
+    (native, wanted && !native)
 }
 
 /// How many bytes of a failed read are valid; `None` if there are none.

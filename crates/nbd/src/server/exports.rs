@@ -37,7 +37,7 @@ impl Export {
     /// Offers `node` as `name`, writable unless the node is not.
     pub fn new(name: impl Into<String>, node: Node) -> Self {
         let info = node.info();
-        let preferred = info.limits.preferred_transfer.next_power_of_two().clamp(4096, MAX_PAYLOAD);
+        let preferred = info.limits.preferred_transfer.clamp(4096, MAX_PAYLOAD).next_power_of_two();
         Self {
             name: name.into(),
             description: String::new(),

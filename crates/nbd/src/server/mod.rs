@@ -36,7 +36,7 @@ pub struct Limits {
     /// Connections at a time; one more is turned away.
     pub connections: usize,
     /// Payload bytes in flight over all connections. Each connection may hold one request besides, so that nobody has
-    /// to wait for a peer that is slow. Besides the payloads, a connection takes 2 MiB of buffers, and up to 32 KiB
+    /// to wait for a peer that is slow. Besides the payloads, a connection takes 4 MiB of buffers, and up to 32 KiB
     /// for the answer to each of its [`requests`](Self::requests).
     pub in_flight_bytes: usize,
     /// Requests in flight on one connection that did not complete at once.

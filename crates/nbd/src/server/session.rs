@@ -20,7 +20,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 
 use super::budget::{Budget, Charge};
-use super::buffers::{FAST_READ, Input, Output, poll_read_into};
+use super::buffers::{COPY_MAX, FAST_READ, Input, Output, poll_read_into};
 use super::execute::{Answer, CACHE_STEP, HEAD_ROOM, Job, execute};
 use super::{Ended, Stream, Summary};
 use crate::errors;
@@ -31,6 +31,10 @@ use crate::wire::{CommandFlags, Fields, MAX_PAYLOAD, ProtocolError, Transmission
 
 /// Rounds of one poll before other connections get their turn.
 const ROUNDS: u32 = 8;
+/// Bytes of work one poll begins before other connections get their turn; a request without data counts as
+/// [`REQUEST_WORK`]. Rounds do not bound it: a receive buffer holds 9000 requests, and a hole answers 256 KiB by 32 bytes.
+const WORK: u64 = 4 << 20;
+const REQUEST_WORK: u64 = 1 << 10;
 /// Holes are told apart from data in pieces of this size, in reads of at least [`SPARSE_READ`] bytes.
 const HOLE_GRAIN: usize = 64 << 10;
 const SPARSE_READ: usize = 2 * HOLE_GRAIN;
@@ -71,6 +75,8 @@ pub(super) struct Session<S> {
     receiving: Option<Receiving>,
     /// Bytes of payload nobody wants.
     skip: u64,
+    /// What this poll has begun, in bytes.
+    work: u64,
     shutting_down: bool,
     /// The peer takes no replies any more.
     deaf: bool,
@@ -111,6 +117,7 @@ impl<S: Stream> Session<S> {
             budget,
             receiving: None,
             skip: 0,
+            work: 0,
             shutting_down: false,
             deaf: false,
             unflushed: false,
@@ -130,6 +137,7 @@ impl<S: Stream> Session<S> {
 
     /// Goes on until nothing more can be done now. Ready when the connection is over.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Summary, ProtocolError>> {
+        self.work = 0;
         for _ in 0..ROUNDS {
             let mut progress = self.poll_tasks(cx);
             progress |= self.take_requests(cx);
@@ -140,6 +148,9 @@ impl<S: Stream> Session<S> {
             }
             if !progress {
                 return Poll::Pending;
+            }
+            if self.work >= WORK {
+                break;
             }
         }
         cx.waker().wake_by_ref();
@@ -228,8 +239,9 @@ impl<S: Stream> Session<S> {
         }
         match &self.state {
             State::Running => {
-                // Everything received has been answered, and nothing in flight is left.
-                if !self.shutting_down || progress {
+                // Everything received has been answered, and nothing in flight is left: no task, and no data of a
+                // request whose head was accepted.
+                if !self.shutting_down || progress || self.receiving.is_some() {
                     return Poll::Pending;
                 }
                 self.summary.ended = Ended::Shutdown;
@@ -250,7 +262,7 @@ impl<S: Stream> Session<S> {
     /// Begins as many requests as there are, up to what memory and the peer allow.
     fn take_requests(&mut self, cx: &mut Context<'_>) -> bool {
         let mut progress = false;
-        while matches!(self.state, State::Running) {
+        while matches!(self.state, State::Running) && self.work < WORK {
             match self.take_request(cx) {
                 Ok(Taken::Yes) => progress = true,
                 Ok(Taken::Incomplete | Taken::NotNow) => break,
@@ -275,6 +287,7 @@ impl<S: Stream> Session<S> {
                 self.receiving = Some(receiving);
                 return Ok(Taken::Incomplete);
             }
+            self.work = self.work.saturating_add(receiving.request.payload);
             self.begin_with_payload(receiving, cx);
             return Ok(Taken::Yes);
         }
@@ -284,6 +297,8 @@ impl<S: Stream> Session<S> {
         let Some((request, head_len)) = Request::decode(self.agreed.mode, self.input.bytes())? else {
             return Ok(Taken::Incomplete);
         };
+        let data = if request.kind == command::READ { request.length.min(MAX_PAYLOAD.into()) } else { 0 };
+        self.work = self.work.saturating_add(data).saturating_add(REQUEST_WORK);
         if request.kind == command::DISC {
             self.input.consume(head_len);
             self.state = State::Ending(Ended::Disconnect);
@@ -420,7 +435,8 @@ impl<S: Stream> Session<S> {
     fn filtered_status(&self, request: &mut Request, payload: &[u8]) -> Result<Job, IoError> {
         let invalid = || IoError::new(Errno::INVAL).detail("a malformed list of metadata contexts");
         let mut fields = Fields(payload);
-        request.length = fields.u64().ok_or_else(invalid)?;
+        // An answer has at least one extent, so there is none to a question about nothing.
+        request.length = fields.u64().filter(|&length| length > 0).ok_or_else(invalid)?;
         let mut context = None;
         while !fields.is_empty() {
             let id = fields.u32().ok_or_else(invalid)?;
@@ -572,6 +588,7 @@ impl<S: Stream> Session<S> {
         let Request { cookie, offset, .. } = *request;
         let len = buf.len() - HEAD_ROOM;
         let wire_len = u32::try_from(len).unwrap_or(u32::MAX);
+        let small = len <= COPY_MAX;
         if mode != Mode::Simple {
             let data = &buf[HEAD_ROOM..];
             if is_zero(data) {
@@ -583,6 +600,10 @@ impl<S: Stream> Session<S> {
             }
         }
         let head = Head::data(mode, cookie, offset, offset, wire_len, done);
+        if small {
+            self.output.push(&head);
+            return self.output.push(&buf[HEAD_ROOM..]);
+        }
         let start = HEAD_ROOM - head.len();
         buf[start..HEAD_ROOM].copy_from_slice(&head);
         self.output.push_owned(buf, start, charge);
@@ -608,6 +629,9 @@ impl<S: Stream> Session<S> {
                 reply.extend_from_slice(&data[at..at + len]);
             }
             at += len;
+        }
+        if reply.len() <= COPY_MAX {
+            return self.output.push(&reply);
         }
         // The memory stays paid for until the peer has taken it.
         self.output.push_owned(reply, 0, charge);

@@ -1,6 +1,8 @@
 //! What the tests share: a runtime, servers at sockets and in memory, foreign programs.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
+pub mod wire;
+
 use std::cell::RefCell;
 use std::future::{Future, pending};
 use std::path::{Path, PathBuf};
