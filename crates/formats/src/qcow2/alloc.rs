@@ -377,8 +377,7 @@ impl<D: BlockDevice> Qcow2<D> {
         self.settle().await?;
         if self.header_uncertain.get() {
             // The disk may name a table that an earlier attempt left in the very area we are about to write.
-            let header = self.header.borrow().clone();
-            self.write_header(header).await?;
+            self.change_header(|_| {}).await?;
         }
         let geometry = self.geometry;
         let old = Rc::clone(&self.reftable.borrow());
@@ -436,10 +435,11 @@ impl<D: BlockDevice> Qcow2<D> {
         self.file.flush().await?;
 
         self.file.event(Event::RefblockAllocSwitchTable).await;
-        let mut header = self.header.borrow().clone();
-        header.reftable_offset = table_offset;
-        header.reftable_clusters = u32::try_from(table_clusters).unwrap_or(u32::MAX);
-        self.write_header(header).await?;
+        let switched = self.change_header(|header| {
+            header.reftable_offset = table_offset;
+            header.reftable_clusters = u32::try_from(table_clusters).unwrap_or(u32::MAX);
+        });
+        switched.await?;
         *self.reftable.borrow_mut() = Rc::new(Table::clean(table_offset, content));
         for (offset, bytes) in new_blocks {
             self.block_cache.insert(Table::clean(offset, bytes));

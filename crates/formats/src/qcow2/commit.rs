@@ -44,8 +44,7 @@ impl<D: BlockDevice> Qcow2<D> {
         self.commits_started.set(number);
         self.settle().await?;
         if self.header_uncertain.get() {
-            let header = self.header.borrow().clone();
-            self.write_header(header).await?;
+            self.change_header(|_| {}).await?;
         }
 
         // The moment. Everything below writes what was true here; later changes are dirty again and wait their turn.
@@ -139,12 +138,8 @@ impl<D: BlockDevice> Qcow2<D> {
 
     /// Lazy refcounts: says that counts may be stale, before a reference is written whose count is not.
     async fn set_dirty_bit(&self) -> Result<()> {
-        let mut header = self.header.borrow().clone();
-        if header.incompatible & DIRTY == 0 {
-            header.incompatible |= DIRTY;
-            self.write_header(header).await?;
-        }
-        Ok(())
+        let dirty = self.header.borrow().is_dirty();
+        if dirty { Ok(()) } else { self.change_header(|header| header.incompatible |= DIRTY).await }
     }
 
     /// Leaves an image that needs no repair and has no leak of ours.
@@ -161,12 +156,11 @@ impl<D: BlockDevice> Qcow2<D> {
                 break;
             }
         }
-        let mut header = self.header.borrow().clone();
-        if header.incompatible & DIRTY != 0 {
+        let dirty = self.header.borrow().is_dirty();
+        if dirty {
             // The counts are written; durable first, then the word that they can be trusted.
             self.file.flush().await?;
-            header.incompatible &= !DIRTY;
-            self.write_header(header).await?;
+            self.change_header(|header| header.incompatible &= !DIRTY).await?;
         }
         Ok(())
     }

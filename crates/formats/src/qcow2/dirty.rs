@@ -67,9 +67,8 @@ impl<D: BlockDevice> Qcow2<D> {
         self.commit().await.map_err(io("could not write the tables"))?;
         self.write_back_blocks().await.map_err(io("could not write the refcounts"))?;
         self.file.flush().await.map_err(io("could not flush the refcounts"))?;
-        let mut header = self.header.borrow().clone();
-        header.incompatible &= !DIRTY;
-        self.write_header(header).await.map_err(io("could not clear the dirty bit"))
+        let cleared = self.change_header(|header| header.incompatible &= !DIRTY).await;
+        cleared.map_err(io("could not clear the dirty bit"))
     }
 
     async fn count_references(&self) -> Result<Found, OpenError> {

@@ -74,12 +74,14 @@ impl<D: BlockDevice> Qcow2<D> {
             self.file_write(reserved.offset(), &content).await.map_err(|e| e.context("writing the new L1 table"))?;
             self.file.flush().await?;
             self.file.event(Event::L1GrowActivateTable).await;
-            let mut header = self.header.borrow().clone();
-            header.l1_entries = new_entries;
-            header.l1_offset = reserved.offset();
+            let new_offset = reserved.offset();
             // If the header write fails or is dropped, the disk may hold either header. The next commit writes the
             // old one again before it frees the clusters of the new table.
-            self.write_header(header).await?;
+            let switched = self.change_header(|header| {
+                header.l1_entries = new_entries;
+                header.l1_offset = new_offset;
+            });
+            switched.await?;
             let offset = reserved.keep();
             content.truncate(index(bytes).next_multiple_of(512));
             *self.l1.borrow_mut() = Rc::new(Table::clean(offset, content));

@@ -351,25 +351,29 @@ impl<D: BlockDevice> Qcow2<D> {
         if dirty {
             self.rebuild_refcounts().await?;
         }
-        let mut header = self.header.borrow().clone();
         // Bitmaps are kept but not maintained: without the bit they count as inconsistent (specification, "Autoclear").
         let kept = if self.geometry.external_data { header::RAW_EXTERNAL } else { 0 };
-        if header.autoclear & !kept != 0 {
-            header.autoclear &= kept;
-            self.write_header(header).await.map_err(|e| OpenError::io("could not update the qcow2 header", e))?;
+        let found = self.header.borrow().autoclear;
+        if found & !kept != 0 {
+            let cleared = self.change_header(|header| header.autoclear &= kept).await;
+            cleared.map_err(|e| OpenError::io("could not update the qcow2 header", e))?;
         }
         Ok(())
     }
 
-    /// Writes the header sector and makes it durable; memory changes with it.
-    async fn write_header(&self, header: Header) -> Result<()> {
+    /// Changes the header: writes its sector and makes it durable, then memory changes with it.
+    ///
+    /// What is changed is the header as it is when our turn comes, not as it was when we asked for it: somebody may be
+    /// switching a table at this moment.
+    async fn change_header(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
         let _turn = self.header_lock.lock().await;
         self.settle().await?;
+        let mut header = self.header.borrow().clone();
+        change(&mut header);
         self.header_uncertain.set(true);
         self.file_write(0, &header.to_sector()).await.map_err(|e| e.context("writing the qcow2 header"))?;
         self.file.flush().await?;
         self.header_uncertain.set(false);
-        let mut header = header;
         header.sector = header.to_sector();
         *self.header.borrow_mut() = header;
         Ok(())
@@ -458,11 +462,9 @@ impl<D: BlockDevice> Qcow2<D> {
     async fn corrupt(&self, words: String) -> IoError {
         if !self.read_only && !self.disabled.get() {
             self.disabled.set(true);
-            let mut header = self.header.borrow().clone();
             if self.geometry.version >= 3 {
-                header.incompatible |= header::CORRUPT;
                 // If this fails the image is no worse than before; the request fails either way.
-                let _ = self.write_header(header).await;
+                let _ = self.change_header(|header| header.incompatible |= header::CORRUPT).await;
             }
             return IoError::new(Errno::IO).detail(format!("marking image as corrupt: {words}"));
         }

@@ -66,9 +66,7 @@ impl<D: BlockDevice> Qcow2<D> {
 
     async fn set_size(&self, size: u64) -> Result<()> {
         let _turn = self.commit_lock.lock().await;
-        let mut header = self.header.borrow().clone();
-        header.size = size;
-        self.write_header(header).await?;
+        self.change_header(|header| header.size = size).await?;
         self.size.set(size);
         Ok(())
     }
