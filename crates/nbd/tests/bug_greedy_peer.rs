@@ -49,3 +49,29 @@ fn one_poll_does_a_bounded_amount_of_work() {
         assert!(polls >= 20);
     });
 }
+
+/// The bound may fall between the head of a write and its data, however much of that has come already.
+#[test]
+fn a_write_in_the_middle_of_which_a_poll_ends_is_done() {
+    run(async {
+        let server = single(Node::new(Memory::new(MIB)));
+        let (mut near, far) = tokio::io::duplex(1 << 20);
+        let mut serve = pin!(server.serve(far, "greedy", pending()));
+        near.write_all(&3_u32.to_be_bytes()).await.unwrap();
+        near.write_all(GO_STRUCTURED).await.unwrap();
+        assert!(poll_once(&mut serve).await.is_none());
+        let mut buf = vec![0; 1 << 20];
+        poll_once(near.read(&mut buf)).await.unwrap().unwrap();
+        let requests: Vec<u8> =
+            (0..12_000).flat_map(|cookie| [compact(1, 0, cookie, 0, 16), vec![1; 16]].concat()).collect();
+        near.write_all(&requests).await.unwrap();
+        let mut answered = 0;
+        while answered < 12_000 {
+            assert!(poll_once(&mut serve).await.is_none(), "after {answered} writes");
+            if let Some(came) = poll_once(near.read(&mut buf)).await {
+                answered += came.unwrap() / 16;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+}

@@ -208,7 +208,9 @@ impl<S: Stream> Session<S> {
         }
         let received = match &mut self.receiving {
             Some(Receiving { buf, filled, .. }) => {
-                let received = poll_read_into(&mut self.stream, &mut buf[*filled..], cx);
+                // Complete, and left for the next poll (`WORK`). Nothing received into no room would look like the end.
+                let Some(rest) = buf.get_mut(*filled..).filter(|rest| !rest.is_empty()) else { return false };
+                let received = poll_read_into(&mut self.stream, rest, cx);
                 if let Poll::Ready(Ok(received)) = received {
                     *filled += received;
                 }
