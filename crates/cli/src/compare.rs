@@ -6,8 +6,8 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::graph::{parse_cache, registry};
 use crate::messages::{human_size, print_error};
-use crate::runtime;
+use crate::runtime::{self, stop_signal};
 
 /// Compare two images, or any two block graphs
 ///
@@ -156,74 +156,146 @@ fn run(images: [Image; 2], how: &How) -> ExitCode {
 }
 
 /// What the threads share.
+#[derive(Default)]
 struct Work {
-    pieces: Vec<ByteRange>,
+    /// Set once, when the images' sizes are known.
+    pieces: OnceLock<Vec<ByteRange>>,
     next: AtomicUsize,
     done: AtomicU64,
     stop: AtomicBool,
 }
 
-async fn compare_in_threads(images: &[Image; 2], how: &How) -> anyhow::Result<Report> {
-    // Opened here first: an image that can not be opened is one error, not one of each thread.
-    let [a, b] = open(images, how).await?;
-    let size = a.info().size.max(b.info().size);
-    let threads = how.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1).max(1);
-    let work = Arc::new(Work {
-        pieces: split(size, threads * 64, 8 << 20),
-        next: AtomicUsize::new(0),
-        done: AtomicU64::new(0),
-        stop: AtomicBool::new(false),
-    });
-    // Images without a byte still have sizes and errors of their own.
-    let mut report =
-        compare(&a, &b, ByteRange::at(0, 0), CompareOptions { strict: how.strict, ..Default::default() }).await;
-
-    let (tell, mut told) = mpsc::unbounded_channel();
-    for number in 0..threads.min(work.pieces.len()) {
-        let (images, how, work, tell) = (images.clone(), how.clone(), work.clone(), tell.clone());
-        std::thread::Builder::new()
-            .name(format!("compare {number}"))
-            .spawn(move || {
-                let part = runtime::block_on(compare_pieces(&images, &how, &work)).flatten();
-                let _ = tell.send(part);
-            })
-            .context("starting a thread")?;
+impl Work {
+    fn pieces(&self) -> &[ByteRange] {
+        self.pieces.get().map_or(&[], Vec::as_slice)
     }
-    drop(tell);
 
-    let bar = progress_bar(size, how);
+    /// How many pieces some thread has taken.
+    fn taken(&self) -> usize {
+        self.next.load(Ordering::Acquire).min(self.pieces().len())
+    }
+}
+
+/// What a thread tells the one that coordinates.
+enum Told {
+    /// The first thread has both images open: their larger size, and what holds even for images without a byte.
+    Opened(u64, Report),
+    /// An image could not be opened by the first thread.
+    NotOpened(anyhow::Error),
+    /// One piece, as far as it was compared.
+    Piece(ByteRange, Report),
+}
+
+/// Compares in as many threads as get both images open.
+///
+/// A server may take one client at a time and let the next one wait for ever, as `qemu-nbd` does. So the first thread
+/// alone decides whether the images can be opened; further ones help if they can, and nobody waits for a thread that
+/// has not taken a piece. What no thread has reported is left, so that a report never claims more than was seen.
+async fn compare_in_threads(images: &[Image; 2], how: &How) -> anyhow::Result<Report> {
+    let threads = how.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1).max(1);
+    let work = Arc::new(Work::default());
+    let (tell, mut told) = mpsc::unbounded_channel();
+    start(0, threads, images, how, &work, &tell)?;
+    let mut tell = Some(tell);
+
+    let mut stop = Box::pin(stop_signal()?);
+    let mut bar = indicatif::ProgressBar::hidden();
     let mut tick = tokio::time::interval(Duration::from_millis(200));
+    let mut report = Report::default();
+    let (mut left, mut finished) = (0u64, 0);
     loop {
         tokio::select! {
             biased;
-            part = told.recv() => match part {
+            message = told.recv() => match message {
+                Some(Told::Opened(size, sizes)) => {
+                    report.merge(sizes);
+                    left = size;
+                    bar = progress_bar(size, how);
+                    // Dropped after this, so that the channel ends should all threads be gone.
+                    if let Some(tell) = tell.take() {
+                        for number in 1..threads.min(work.pieces().len()) {
+                            start(number, threads, images, how, &work, &tell)?;
+                        }
+                    }
+                }
+                Some(Told::NotOpened(error)) => return Err(error),
+                Some(Told::Piece(piece, part)) => {
+                    report.merge(part);
+                    left = left.saturating_sub(piece.len());
+                    finished += 1;
+                }
                 None => break,
-                Some(part) => report.merge(part?),
             },
-            _ = tokio::signal::ctrl_c() => work.stop.store(true, Ordering::Relaxed),
+            () = &mut stop => {
+                if work.pieces.get().is_none() {
+                    anyhow::bail!("interrupted before both images were open");
+                }
+                if work.stop.swap(true, Ordering::AcqRel) {
+                    break;
+                }
+                stop = Box::pin(stop_signal()?);
+            }
             _ = tick.tick() => bar.set_position(work.done.load(Ordering::Relaxed)),
+        }
+        let all_taken = work.taken() == work.pieces().len() || work.stop.load(Ordering::Acquire);
+        if work.pieces.get().is_some() && tell.is_none() && all_taken && finished == work.taken() {
+            break;
         }
     }
     bar.finish_and_clear();
-    let untouched = work.pieces.iter().skip(work.next.load(Ordering::Relaxed));
-    report.bytes_left = report.bytes_left.saturating_add(untouched.map(|piece| piece.len()).sum());
+    report.bytes_left = report.bytes_left.saturating_add(left);
     Ok(report)
 }
 
-/// One thread: takes pieces until none is left.
-async fn compare_pieces(images: &[Image; 2], how: &How, work: &Work) -> anyhow::Result<Report> {
+/// Starts thread `number`; the first one is 0.
+fn start(
+    number: usize,
+    threads: usize,
+    images: &[Image; 2],
+    how: &How,
+    work: &Arc<Work>,
+    tell: &mpsc::UnboundedSender<Told>,
+) -> anyhow::Result<()> {
+    let (images, how, work, tell) = (images.clone(), how.clone(), work.clone(), tell.clone());
+    let body = move || {
+        let first = (number == 0).then_some(threads);
+        match runtime::block_on(compare_pieces(first, &images, &how, &work, &tell)).flatten() {
+            Err(error) if number == 0 => drop(tell.send(Told::NotOpened(error))),
+            // A helper that could not open an image: the others do its share.
+            Ok(()) | Err(_) => {}
+        }
+    };
+    std::thread::Builder::new().name(format!("compare {number}")).spawn(body).context("starting a thread")?;
+    Ok(())
+}
+
+/// One thread: takes pieces until none is left. The `first` one cuts them, for so many threads.
+async fn compare_pieces(
+    first: Option<usize>,
+    images: &[Image; 2],
+    how: &How,
+    work: &Work,
+    tell: &mpsc::UnboundedSender<Told>,
+) -> anyhow::Result<()> {
     let [a, b] = open(images, how).await?;
+    if let Some(threads) = first {
+        let size = a.info().size.max(b.info().size);
+        let options = CompareOptions { strict: how.strict, ..CompareOptions::default() };
+        let sizes = compare(&a, &b, ByteRange::at(0, 0), options).await;
+        work.pieces.get_or_init(|| split(size, threads * 64, 8 << 20));
+        let _ = tell.send(Told::Opened(size, sizes));
+    }
     let on_progress = |bytes| {
         work.done.fetch_add(bytes, Ordering::Relaxed);
     };
-    let stop = || work.stop.load(Ordering::Relaxed);
+    let stop = || work.stop.load(Ordering::Acquire);
     let options = CompareOptions { strict: how.strict, on_progress: Some(&on_progress), stop: Some(&stop) };
-    let mut report = Report::default();
     while !stop() {
-        let Some(piece) = work.pieces.get(work.next.fetch_add(1, Ordering::Relaxed)) else { break };
-        report.merge(compare(&a, &b, *piece, options).await);
+        let Some(piece) = work.pieces().get(work.next.fetch_add(1, Ordering::AcqRel)) else { break };
+        let part = compare(&a, &b, *piece, options).await;
+        let _ = tell.send(Told::Piece(*piece, part));
     }
-    Ok(report)
+    Ok(())
 }
 
 async fn open(images: &[Image; 2], how: &How) -> anyhow::Result<[Node; 2]> {
@@ -259,17 +331,7 @@ fn progress_bar(size: u64, how: &How) -> indicatif::ProgressBar {
 }
 
 fn print(report: &Report, images: &[Image; 2], how: &How, took: Duration) -> anyhow::Result<()> {
-    for error in &report.errors {
-        let image = match error.side {
-            Side::A => &images[0].name,
-            Side::B => &images[1].name,
-        };
-        let step = match error.step {
-            Step::BlockStatus => "asking for the block status of",
-            Step::Read => "reading",
-        };
-        eprintln!("error: {image}: {step} {}: {}", error.range, error.error);
-    }
+    print_errors(report, images);
     if how.quiet && how.format == Format::Human {
         return Ok(());
     }
@@ -279,6 +341,35 @@ fn print(report: &Report, images: &[Image; 2], how: &How, took: Duration) -> any
         Format::Human => print_human(&mut out, report, took)?,
     }
     out.flush().context("writing to standard output")
+}
+
+/// One line for each error; neighbours that fail alike are one error.
+fn print_errors(report: &Report, images: &[Image; 2]) {
+    let mut errors = report.errors.iter().peekable();
+    while let Some(first) = errors.next() {
+        let (mut end, mut more) = (first.range.end, 0u64);
+        while let Some(next) = errors.next_if(|next| {
+            let like = (next.side, next.step, next.error.errno) == (first.side, first.step, first.error.errno);
+            like && next.range.start == end && next.error.detail == first.error.detail
+        }) {
+            end = next.range.end;
+            more += 1;
+        }
+        let image = match first.side {
+            Side::A => &images[0].name,
+            Side::B => &images[1].name,
+        };
+        let step = match first.step {
+            Step::BlockStatus => "asking for the block status of",
+            Step::Read => "reading",
+        };
+        eprintln!("error: {image}: {step} {}: {}", first.range, first.error);
+        match more {
+            0 => {}
+            1 => eprintln!("  and once more, up to {end:#x}"),
+            _ => eprintln!("  and {more} times more, up to {end:#x}"),
+        }
+    }
 }
 
 fn print_human(out: &mut impl std::io::Write, report: &Report, took: Duration) -> anyhow::Result<()> {
@@ -298,7 +389,8 @@ fn print_human(out: &mut impl std::io::Write, report: &Report, took: Duration) -
             )?;
         }
         let (ranges, bytes) = (report.differing.len(), report.bytes_differing());
-        writeln!(out, "{ranges} ranges differ, {} in all.", human_size(bytes))?;
+        let differ = if ranges == 1 { "range differs" } else { "ranges differ" };
+        writeln!(out, "{ranges} {differ}, {} in all.", human_size(bytes))?;
     }
     for range in &report.status_differing {
         writeln!(out, "Strict mode: Offset {} block status mismatch! ({} bytes)", range.start, range.len())?;

@@ -1,8 +1,10 @@
 //! `blkproof create`: make an empty image.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use blkproof_block::BlockDevice as _;
 use blkproof_block::graph::{OpenContext, OpenFlags, Options};
 
 use crate::graph::{parse_size, registry};
@@ -60,7 +62,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
 async fn create(args: &Args) -> anyhow::Result<String> {
     let registry = registry();
     let context = OpenContext { registry: &registry, flags: OpenFlags { allow_backing: true, ..OpenFlags::default() } };
-    let driver = registry.driver(&args.image_format)?;
+    let driver = registry.driver(&args.image_format).with_context(|| format!("could not create '{}'", args.file))?;
     let options = match args.options.join(",") {
         text if text.is_empty() => Options::new(),
         text => Options::from_image_opts(&text)?,
@@ -71,10 +73,32 @@ async fn create(args: &Args) -> anyhow::Result<String> {
             args.file
         );
     }
+    if let (Some(_), Some(backing)) = (args.size, options.text("backing_file")) {
+        // Without a size the driver opens it to learn one; with a size nobody would see the misspelt name.
+        let format = options.text("backing_fmt");
+        check_backing(&args.file, backing, format, &context)
+            .await
+            .with_context(|| format!("could not create '{}': the backing file does not open", args.file))?;
+    }
     driver
         .create(&args.file, args.size, options, &context)
         .await
         .with_context(|| format!("could not create '{}'", args.file))
+}
+
+/// Opens and closes the backing file, which is named as seen from the folder of `file`.
+async fn check_backing(
+    file: &str,
+    backing: &str,
+    format: Option<&str>,
+    context: &OpenContext<'_>,
+) -> anyhow::Result<()> {
+    let place = match Path::new(file).parent() {
+        Some(folder) if !backing.contains(':') => folder.join(backing).to_string_lossy().into_owned(),
+        _ => backing.to_owned(),
+    };
+    let node = context.read_only().open_image(&place, format, false).await?;
+    Ok(node.close().await?)
 }
 
 fn holds_something(file: &str) -> bool {

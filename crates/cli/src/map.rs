@@ -132,7 +132,7 @@ impl<'a, W: std::io::Write> Printer<'a, W> {
         }
         self.first = false;
         let total = match extent {
-            BlockStatus { allocated: false, .. } => &mut self.totals.unallocated,
+            _ if !present(extent) => &mut self.totals.unallocated,
             BlockStatus { zero: true, .. } => &mut self.totals.zero,
             _ => &mut self.totals.data,
         };
@@ -153,10 +153,15 @@ impl<'a, W: std::io::Write> Printer<'a, W> {
     }
 }
 
+/// Whether some image of the backing chain stores the extent; `allocated` speaks of the top one only.
+fn present(extent: &BlockStatus) -> bool {
+    extent.allocated || extent.data || extent.host_offset.is_some()
+}
+
 fn state(extent: &BlockStatus) -> &'static str {
     match extent {
         BlockStatus { compressed: true, .. } => "compressed",
-        BlockStatus { allocated: false, .. } => "unallocated",
+        _ if !present(extent) => "unallocated",
         BlockStatus { zero: true, .. } => "zero",
         _ => "data",
     }
@@ -164,9 +169,10 @@ fn state(extent: &BlockStatus) -> &'static str {
 
 /// One extent as `qemu-img map --output=json` writes it.
 fn json(at: u64, extent: &BlockStatus) -> String {
-    let BlockStatus { len, data, zero, allocated, compressed, host_offset, depth } = extent;
+    let BlockStatus { len, data, zero, compressed, host_offset, depth, .. } = extent;
+    let present = present(extent);
     let mut text = format!(
-        "{{ \"start\": {at}, \"length\": {len}, \"depth\": {depth}, \"present\": {allocated}, \"zero\": {zero}, \
+        "{{ \"start\": {at}, \"length\": {len}, \"depth\": {depth}, \"present\": {present}, \"zero\": {zero}, \
          \"data\": {data}, \"compressed\": {compressed}"
     );
     if let Some(offset) = host_offset {

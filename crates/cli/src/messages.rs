@@ -1,18 +1,37 @@
 //! Talking to the user: errors on stderr, what happened first, then what to do next.
 
-/// Prints `error: …` with its causes, each said once: many errors already end in the words of their cause.
+/// Prints `error: …` with its causes, each said once.
 pub(crate) fn print_error(error: &anyhow::Error) {
+    eprintln!("error: {}", words(error));
+}
+
+/// An error and its causes. Many errors already end in the words of their cause, and some causes begin with the words of
+/// the error above them: neither is said twice.
+fn words(error: &anyhow::Error) -> String {
     let mut words = String::new();
+    let mut last = 0;
     for cause in error.chain() {
         let cause = cause.to_string();
-        if !words.ends_with(&cause) {
-            if !words.is_empty() {
-                words.push_str(": ");
-            }
-            words.push_str(&cause);
+        let cause = without_number(&cause);
+        let said = words.get(last..).unwrap_or_default();
+        if words.ends_with(cause) {
+            continue;
+        }
+        let repeats = cause.get(..said.len()).is_some_and(|head| head.eq_ignore_ascii_case(said));
+        if repeats {
+            words.push_str(cause.get(said.len()..).unwrap_or_default());
+        } else {
+            words.push_str(": ");
+            last = words.len();
+            words.push_str(cause);
         }
     }
-    eprintln!("error: {words}");
+    words
+}
+
+/// The text of an operating system's error without ` (os error 2)`, which says nothing to a reader.
+pub(crate) fn without_number(text: &str) -> &str {
+    text.strip_suffix(')').and_then(|text| text.rsplit_once(" (os error ")).map_or(text, |(words, _)| words)
 }
 
 /// A byte count as people write it: `64 KiB`, `1.50 GiB`, `123 bytes`; rounded down.
@@ -33,8 +52,30 @@ pub(crate) fn human_size(bytes: u64) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
-    use super::human_size;
+    use super::{human_size, words};
+
+    #[test]
+    fn each_cause_is_said_once() {
+        for (causes, said) in [
+            (&["could not open 'a'", "No such file"][..], "could not open 'a': No such file"),
+            (&["could not open 'a'", "Could not open 'a': No such file"], "could not open 'a': No such file"),
+            (
+                &["could not open 'a'", "reading x: No such file", "No such file"],
+                "could not open 'a': reading x: No such file",
+            ),
+            (&["only"], "only"),
+            (&["listening", "No such file (os error 2)"], "listening: No such file"),
+        ] {
+            let mut causes = causes.iter().rev();
+            let mut error = anyhow::Error::msg(*causes.next().unwrap());
+            for outer in causes {
+                error = error.context(*outer);
+            }
+            assert_eq!(words(&error), said);
+        }
+    }
 
     #[test]
     fn sizes_read_as_people_write_them() {

@@ -2,7 +2,6 @@
 
 mod listen;
 
-use std::future::Future;
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::process::ExitCode;
@@ -16,9 +15,9 @@ use blkproof_verify::OnMismatch;
 use tokio::task::JoinSet;
 
 use crate::graph::{ImageArgs, parse_size, registry_with};
-use crate::messages::{human_size, print_error};
+use crate::messages::{human_size, print_error, without_number};
 use crate::mismatches::Mismatches;
-use crate::runtime;
+use crate::runtime::{self, stop_signal};
 use listen::{Address, Listener};
 
 /// Serve block graphs over NBD
@@ -42,9 +41,9 @@ pub(crate) struct Args {
     #[arg(short = 'x', long, value_name = "NAME")]
     export: Vec<String>,
 
-    /// Description of the export, shown by clients that list exports
+    /// Description of the export, shown by clients that list exports; once for all graphs, or once for each
     #[arg(long, value_name = "TEXT")]
-    description: Option<String>,
+    description: Vec<String>,
 
     /// Refuse writes
     #[arg(short, long)]
@@ -137,7 +136,8 @@ async fn serve(args: Args) -> anyhow::Result<ExitCode> {
                 }
                 // Out of file descriptors, or a client gone before it was accepted: those connected go on.
                 Err(error) => {
-                    eprintln!("warning: could not accept a connection: {error}");
+                    let words = error.to_string();
+                    eprintln!("warning: could not accept a connection: {}", without_number(&words));
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             },
@@ -182,10 +182,14 @@ fn name_exports(args: &Args, nodes: &[Node]) -> anyhow::Result<Exports> {
     if names.len() != nodes.len() {
         bail!("{} graphs and {} export names; give --export once for each graph", nodes.len(), args.export.len());
     }
+    if args.description.len() > 1 && args.description.len() != nodes.len() {
+        let (graphs, texts) = (nodes.len(), args.description.len());
+        bail!("{graphs} graphs and {texts} descriptions; give --description once for all, or once for each");
+    }
     let mut exports = Exports::new();
-    for (name, node) in names.iter().zip(nodes) {
+    for (index, (name, node)) in names.iter().zip(nodes).enumerate() {
         let mut export = Export::new(name, node.clone());
-        if let Some(words) = &args.description {
+        if let Some(words) = args.description.get(index).or(args.description.first()) {
             export = export.description(words);
         }
         if args.read_only {
@@ -226,7 +230,7 @@ async fn serve_client(server: Rc<Server>, stream: Pin<Box<dyn listen::Stream>>, 
     match server.serve(stream, &peer, tokio::time::sleep(PATIENCE)).await {
         Ok(summary) if verbose => report(&peer, &summary),
         Ok(_) => {}
-        Err(error) => eprintln!("warning: {peer}: {error}"),
+        Err(error) => eprintln!("warning: {peer}: {}", without_number(&error.to_string())),
     }
 }
 
@@ -243,17 +247,4 @@ fn report(peer: &str, summary: &Summary) {
 fn parse_on_mismatch(word: &str) -> Result<OnMismatch, String> {
     let found = OnMismatch::NAMES.iter().find(|(name, _)| *name == word);
     found.map(|(_, policy)| *policy).ok_or_else(|| format!("'{word}' is not report, fail, exit or repair-view"))
-}
-
-/// Completes at the next SIGINT or SIGTERM.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
 }
