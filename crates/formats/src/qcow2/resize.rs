@@ -44,6 +44,11 @@ impl<D: BlockDevice> Qcow2<D> {
             self.extend_child(data, new).await?;
         }
         self.clear_behind(old, new).await?;
+        // A raw data file is the disk, so the map says "data" everywhere (as at creation).
+        let preallocation = match preallocation {
+            Preallocation::Off if self.geometry.raw_external => Preallocation::Metadata,
+            other => other,
+        };
         if preallocation != Preallocation::Off {
             self.preallocate(old, new, preallocation).await?;
         }
@@ -77,7 +82,7 @@ impl<D: BlockDevice> Qcow2<D> {
         let edge = self.geometry.round_up(old).unwrap_or(new).min(new);
         if old < edge {
             let table = self.l2_table(self.l1_slot(old)).await?;
-            let sure = self.backing.is_some() || !self.has_backing();
+            let sure = (self.backing.is_some() || !self.has_backing()) && !self.geometry.raw_external;
             let known = sure && self.is_zero_by_map(table.as_deref(), old, edge);
             drop(table);
             if !known {
@@ -105,6 +110,8 @@ impl<D: BlockDevice> Qcow2<D> {
     /// Gives every cluster of a range that has none a host cluster that reads as zeroes.
     pub(crate) async fn preallocate(&self, start: u64, end: u64, preallocation: Preallocation) -> Result<()> {
         let geometry = self.geometry;
+        // In an external data file the place is given, and a dropped write may still be under way to it.
+        self.settle().await?;
         let mut at = geometry.cluster_start(start);
         while at < end {
             let slot = self.l1_slot(at);
@@ -135,10 +142,12 @@ impl<D: BlockDevice> Qcow2<D> {
                 for number in 0..run {
                     let offset = number << geometry.cluster_bits;
                     let old = self.mapping_or_fail(Some(&table), at + offset).await?;
-                    // Extended entries can say "allocated, but read from below"; plain ones can not.
-                    let allocated = if geometry.extended { 0 } else { 1 };
+                    // Extended entries can say "allocated, but read from below"; plain ones can not. A raw data file
+                    // must read as the disk does, also where a write failed half way: there the map says "data".
+                    let from_below = geometry.extended && !geometry.raw_external;
+                    let allocated = if from_below { 0 } else { geometry.all_subclusters() };
                     let new = Mapping { host: Some(host + offset), copied: true, allocated, ..old };
-                    let new = if allocated == 1 { Mapping { zero: 0, ..new } } else { new };
+                    let new = if from_below { new } else { Mapping { zero: 0, ..new } };
                     self.set_mapping(&table, at + offset, &new);
                 }
                 if let Some(reserved) = reserved {
