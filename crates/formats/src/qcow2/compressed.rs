@@ -67,13 +67,14 @@ impl<D: BlockDevice> Qcow2<D> {
     pub(crate) async fn guest_write_compressed(&self, at: u64, data: &[u8]) -> Result<()> {
         let end = at + data.len() as u64;
         let geometry = &self.geometry;
+        let _range = self.requests.exclusive(self.clusters_of(at, data.len() as u64)).await;
+        self.check_still_inside(at, data.len() as u64)?;
         if geometry.in_cluster(at) != 0 || (geometry.in_cluster(end) != 0 && end != self.size.get()) {
             return Err(IoError::new(Errno::INVAL).detail("a compressed write takes whole clusters"));
         }
         if geometry.external_data {
             return Err(IoError::unsupported().detail("an external data file holds no compressed clusters"));
         }
-        let _range = self.requests.exclusive(self.clusters_of(at, data.len() as u64)).await;
         let kind = self.header.borrow().compression;
         let mut at = at;
         for bytes in data.chunks(index(geometry.cluster_size())) {

@@ -286,8 +286,6 @@ impl<D: BlockDevice> Qcow2<D> {
     }
 
     async fn load_table(file: &D, what: &str, offset: u64, bytes: u64) -> Result<Table, OpenError> {
-        // The header was checked: at most 32 MiB.
-        let mut buf = vec![0; units::index(bytes).next_multiple_of(512)];
         let size = file.info().size;
         if offset.saturating_add(bytes) > size {
             let end = offset.saturating_add(bytes);
@@ -295,13 +293,20 @@ impl<D: BlockDevice> Qcow2<D> {
                 "{what} at {offset:#x}..{end:#x} reaches past end of file ({size:#x})"
             )));
         }
+        // Bounded by whoever read the length, and by the file.
+        let mut buf = vec![0; units::index(bytes).next_multiple_of(512)];
         let read = header::read_padded(file, offset, &mut buf).await;
         read.map_err(|e| OpenError::io(format!("could not read the {what} at {offset:#x}"), e))?;
         Ok(Table::clean(offset, buf))
     }
 
     /// Lists the clusters that hold metadata, and refuses an image in which two tables share one.
+    ///
+    /// The list keeps writes away from metadata. A read-only image needs none, and is spared its refusals.
     async fn note_metadata(&self) -> Result<(), OpenError> {
+        if self.read_only {
+            return Ok(());
+        }
         let header = self.header.borrow().clone();
         self.add_metadata(0, 1, "qcow2_header")?;
         self.add_metadata(header.l1_offset, u64::from(header.l1_entries) * 8, "active L1 table")?;
@@ -324,8 +329,17 @@ impl<D: BlockDevice> Qcow2<D> {
         if header.snapshots > 0 {
             let snapshots = snapshot::load(&self.file, &header).await?;
             self.add_metadata(header.snapshots_offset, snapshots.bytes, "snapshot table")?;
-            for snapshot in &snapshots.entries {
-                self.add_metadata(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8, "inactive L1 table")?;
+            let size = self.file.info().size;
+            for (number, snapshot) in snapshots.entries.iter().enumerate() {
+                let bytes = u64::from(snapshot.l1_entries) * 8;
+                // Clusters are listed one by one: those of a table outside of the file would be any number.
+                if snapshot.l1_offset.saturating_add(bytes) > size {
+                    let at = snapshot.l1_offset;
+                    return Err(OpenError::Image(format!(
+                        "L1 table of snapshot {number} at {at:#x} reaches past end of file ({size:#x})"
+                    )));
+                }
+                self.add_metadata(snapshot.l1_offset, bytes, "inactive L1 table")?;
             }
         }
         Ok(())
@@ -335,10 +349,7 @@ impl<D: BlockDevice> Qcow2<D> {
         let mut metadata = self.metadata.borrow_mut();
         let first = offset >> self.geometry.cluster_bits;
         for cluster in first..first + self.geometry.clusters(bytes) {
-            // A table that overlaps another one is damage, but a read-only open may still be of use.
-            if let Some(other) = metadata.insert(cluster, what)
-                && !self.read_only
-            {
+            if let Some(other) = metadata.insert(cluster, what) {
                 let at = cluster << self.geometry.cluster_bits;
                 return Err(OpenError::Image(format!("image is damaged: {what} at {at:#x} overlaps with {other}")));
             }
@@ -483,6 +494,12 @@ impl<D: BlockDevice> Qcow2<D> {
         if self.read_only {
             return Err(IoError::read_only());
         }
+        check_bounds(at, len, self.size.get())
+    }
+
+    /// Asked again by whoever has its range: the disk may have become smaller while it waited, or the image disabled.
+    fn check_still_inside(&self, at: u64, len: u64) -> Result<()> {
+        self.check_usable()?;
         check_bounds(at, len, self.size.get())
     }
 

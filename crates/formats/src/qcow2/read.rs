@@ -79,6 +79,7 @@ impl<D: BlockDevice> Qcow2<D> {
         }
         // Shared: whoever wants to give a cluster of this range away waits until we are done with it.
         let _range = self.requests.shared(self.clusters_of(at, buf.len() as u64)).await;
+        self.check_still_inside(at, buf.len() as u64)?;
         self.read_locked(at, buf).await
     }
 

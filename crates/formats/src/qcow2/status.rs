@@ -11,6 +11,7 @@ impl<D: BlockDevice> Qcow2<D> {
         let end = at + len;
         // Nobody changes the map of this range while we look (bug gallery G22).
         let _range = self.requests.shared(self.clusters_of(at, len)).await;
+        self.check_still_inside(at, len)?;
         let mut status = self.status_piece(at, end).await?;
         while status.len < len {
             let next = self.status_piece(at + status.len, end).await?;

@@ -19,12 +19,14 @@ impl<D: BlockDevice> Qcow2<D> {
         let clusters = self.clusters_of(at, data.len() as u64);
         {
             let _range = self.requests.shared(clusters).await;
+            self.check_still_inside(at, data.len() as u64)?;
             if let Some(runs) = self.places(at, data.len() as u64).await? {
                 return self.write_in_place(at, data, &runs).await;
             }
         }
         // The map changes: alone in these clusters. What was found above may have changed while we waited.
         let _range = self.requests.exclusive(clusters).await;
+        self.check_still_inside(at, data.len() as u64)?;
         self.write_locked(at, data).await
     }
 

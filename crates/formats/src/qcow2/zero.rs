@@ -31,6 +31,7 @@ impl<D: BlockDevice> Qcow2<D> {
     /// Serves a guest's write zeroes inside the disk.
     pub(crate) async fn guest_zero(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let _range = self.requests.exclusive(self.clusters_of(at, len)).await;
+        self.check_still_inside(at, len)?;
         let end = at + len;
         if flags.contains(ZeroFlags::NO_FALLBACK) && !self.zero_is_fast(at, end, flags).await? {
             return Err(IoError::unsupported().detail("zeroes that the map can not express would have to be written"));
@@ -204,11 +205,13 @@ impl<D: BlockDevice> Qcow2<D> {
 
     /// Serves a guest's discard inside the disk. Clusters that are touched in part stay as they are.
     pub(crate) async fn guest_discard(&self, at: u64, len: u64) -> Result<()> {
+        let _range = self.requests.exclusive(self.clusters_of(at, len)).await;
+        self.check_still_inside(at, len)?;
+        // Only now: which cluster is the last one of the disk is what a resize changes.
         let (start, stop) = self.whole_units(at, at + len, self.geometry.cluster_size());
         if start >= stop {
             return Ok(());
         }
-        let _range = self.requests.exclusive(self.clusters_of(start, stop - start)).await;
         if self.geometry.raw_external {
             return self.zero_units(start, stop, true).await;
         }
