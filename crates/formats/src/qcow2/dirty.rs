@@ -177,18 +177,21 @@ impl<D: BlockDevice> Qcow2<D> {
     async fn add_missing_blocks(&self, found: &mut Found) -> Result<(), OpenError> {
         let bits = self.geometry.block_bits();
         let slots = self.reftable.borrow().len() as u64 / 8;
+        // Every slot before this one is done: a new block lies in the range of its slot, or behind everything.
+        let mut first = 0;
         loop {
             let used = found.counts.iter().rposition(|&count| count != 0).map_or(0, |last| last as u64 + 1);
             let needed = used.div_ceil(1 << bits);
             if needed > slots {
                 return Err(image("the refcount table is too small for what the image refers to"));
             }
-            let missing = (0..needed).find(|&slot| {
+            let missing = (first..needed).find(|&slot| {
                 let range = index(slot << bits)..index((slot + 1) << bits).min(found.counts.len());
                 let any = found.counts.get(range).is_some_and(|counts| counts.iter().any(|&count| count != 0));
                 any && self.reftable.borrow().word(slot) == 0
             });
             let Some(slot) = missing else { return Ok(()) };
+            first = slot;
             // Inside its own range if there is room, else behind everything.
             let range = slot << bits..((slot + 1) << bits).min(used);
             let cluster = range.clone().find(|&cluster| found.get(cluster) == 0).unwrap_or(used.max(range.end));
