@@ -100,7 +100,7 @@ fn what_waits_for_a_deaf_peer_is_bounded_in_memory() {
                 }
             }
             let held = address_space().saturating_sub(before);
-            assert!(held < 96 << 20, "{} MiB for replies nobody takes, reads of {len} bytes", held >> 20);
+            assert!(held < 32 << 20, "{} MiB for replies nobody takes, reads of {len} bytes", held >> 20);
             serving.abort();
         });
     }

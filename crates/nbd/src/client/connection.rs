@@ -1,4 +1,5 @@
 //! The half of the client that moves bytes.
+#![deny(clippy::indexing_slicing)]
 
 use std::future::Future;
 use std::io;
@@ -39,8 +40,8 @@ pub struct Connection<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     pub(super) fn new(stream: S, early: &[u8], mode: Mode, shared: Rc<Shared>) -> Self {
-        let mut input = vec![0; INPUT.max(early.len())];
-        input[..early.len()].copy_from_slice(early);
+        let mut input = early.to_vec();
+        input.resize(INPUT.max(early.len()), 0);
         Self {
             stream,
             shared,

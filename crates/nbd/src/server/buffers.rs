@@ -38,13 +38,13 @@ pub(super) struct Input {
 impl Input {
     /// Goes on with bytes that were received before.
     pub(super) fn new(early: &[u8]) -> Self {
-        let mut buf = vec![0; INPUT.max(early.len())];
-        buf[..early.len()].copy_from_slice(early);
+        let mut buf = early.to_vec();
+        buf.resize(INPUT.max(early.len()), 0);
         Self { buf, start: 0, end: early.len() }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.buf[self.start..self.end]
+        self.buf.get(self.start..self.end).unwrap_or_default()
     }
 
     pub(super) fn consume(&mut self, len: usize) {
@@ -65,7 +65,7 @@ impl Input {
             self.buf.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        let received = poll_read_into(stream, &mut self.buf[self.end..], cx);
+        let received = poll_read_into(stream, self.buf.get_mut(self.end..).unwrap_or_default(), cx);
         if let Poll::Ready(Ok(received)) = received {
             self.end += received;
         }
@@ -131,7 +131,8 @@ impl Output {
             self.queue.push_back(Piece { buf, start: 0, end: 0, charge: Charge::Free });
         }
         let piece = self.queue.back_mut().expect("one was just pushed if there was none");
-        &mut piece.buf[piece.end..][..len]
+        let free = piece.buf.get_mut(piece.end..).and_then(|free| free.get_mut(..len));
+        free.expect("the piece had room or was begun for this")
     }
 
     /// Sends the first `len` bytes of what was reserved last.
@@ -140,6 +141,22 @@ impl Output {
             piece.end += len;
             assert!(piece.end <= piece.buf.len(), "no more is committed than was reserved");
             self.queued += len;
+        }
+    }
+
+    /// What was reserved last is not used: a piece begun for it would wait among others for nothing.
+    pub(super) fn give_back(&mut self) {
+        if self.queue.back().is_none_or(|piece| piece.start < piece.end) {
+            return;
+        }
+        if let Some(Piece { buf, .. }) = self.queue.pop_back() {
+            self.keep(buf);
+        }
+    }
+
+    fn keep(&mut self, buf: Vec<u8>) {
+        if buf.len() == PIECE && self.kept.len() < KEPT {
+            self.kept.push(buf);
         }
     }
 
@@ -178,11 +195,11 @@ impl Output {
             let mut used = 0;
             let waiting = self.queue.iter().filter(|piece| piece.start < piece.end);
             for (slot, piece) in slices.iter_mut().zip(waiting) {
-                *slot = IoSlice::new(&piece.buf[piece.start..piece.end]);
+                *slot = IoSlice::new(piece.buf.get(piece.start..piece.end).unwrap_or_default());
                 used += 1;
             }
             let sent = if used > 1 && stream.is_write_vectored() {
-                Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..used])
+                Pin::new(&mut *stream).poll_write_vectored(cx, slices.get(..used).unwrap_or(&slices))
             } else {
                 Pin::new(&mut *stream).poll_write(cx, &slices[0])
             };
@@ -211,9 +228,7 @@ impl Output {
             }
             if let Some(Piece { buf, charge, .. }) = self.queue.pop_front() {
                 drop(charge);
-                if buf.len() == PIECE && self.kept.len() < KEPT {
-                    self.kept.push(buf);
-                }
+                self.keep(buf);
             }
         }
     }

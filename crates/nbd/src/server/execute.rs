@@ -42,16 +42,18 @@ pub(super) enum Answer {
 pub(super) async fn execute(node: &Node, request: Request, job: Job) -> Result<Answer, IoError> {
     let Request { kind, flags, offset, length, .. } = request;
     match (kind, job) {
-        (command::READ, Job::Read(mut buf)) => match node.read(offset, &mut buf[HEAD_ROOM..]).await {
-            Ok(()) => Ok(Answer::Data(buf)),
-            Err(error) => match valid_bytes(&error, offset, length) {
-                Some(valid) => {
-                    buf.truncate(HEAD_ROOM + valid);
-                    Ok(Answer::PartialData(buf, error))
-                }
-                None => Err(error),
-            },
-        },
+        (command::READ, Job::Read(mut buf)) => {
+            match node.read(offset, buf.get_mut(HEAD_ROOM..).unwrap_or_default()).await {
+                Ok(()) => Ok(Answer::Data(buf)),
+                Err(error) => match valid_bytes(&error, offset, length) {
+                    Some(valid) => {
+                        buf.truncate(HEAD_ROOM + valid);
+                        Ok(Answer::PartialData(buf, error))
+                    }
+                    None => Err(error),
+                },
+            }
+        }
         (command::WRITE, Job::Write(data)) => {
             let (native, flush) = durable(node, flags);
             node.write(offset, &data, if native { WriteFlags::FUA } else { WriteFlags::empty() }).await?;

@@ -7,6 +7,7 @@
 //! A [`Server`] knows the exports, the limits and whether it is shutting down; [`Server::serve`] runs one connection to
 //! its end. It opens no socket, starts no task and looks at no clock. Connections share a thread, and nothing that a
 //! peer does or fails to do holds the others: see [`Limits`].
+#![deny(clippy::indexing_slicing)]
 
 mod budget;
 mod buffers;
@@ -291,7 +292,7 @@ impl Server {
                     });
                     match received.await {
                         Some(Ok(0)) => return Ok(Negotiated::Left),
-                        Some(Ok(received)) => input.extend_from_slice(&chunk[..received]),
+                        Some(Ok(received)) => input.extend_from_slice(chunk.get(..received).unwrap_or(&chunk)),
                         Some(Err(error)) => return Err(ServeError::Io(error)),
                         None => {}
                     }

@@ -414,7 +414,9 @@ impl<S: Stream> Session<S> {
         let mut buf = vec![0; len];
         let early = self.input.bytes();
         let filled = early.len().min(len);
-        buf[..filled].copy_from_slice(&early[..filled]);
+        if let (Some(slot), Some(early)) = (buf.get_mut(..filled), early.get(..filled)) {
+            slot.copy_from_slice(early);
+        }
         self.input.consume(filled);
         self.receiving = Some(Receiving { request, buf, filled, charge });
         Taken::Yes
@@ -486,7 +488,8 @@ impl<S: Stream> Session<S> {
         let Some(charge) = self.budget.take(request.length) else { return Taken::NotNow };
         self.input.consume(head_len);
         let mut buf = vec![0; HEAD_ROOM + len];
-        if len > FAST_READ && self.node.read_now(request.offset, &mut buf[HEAD_ROOM..]) {
+        let data = buf.get_mut(HEAD_ROOM..).unwrap_or_default();
+        if len > FAST_READ && self.node.read_now(request.offset, data) {
             self.answer(Finished { request, outcome: Ok(Answer::Data(buf)), charge });
         } else {
             self.start(request, Job::Read(buf), charge, cx);
@@ -499,8 +502,9 @@ impl<S: Stream> Session<S> {
         let mode = self.agreed.mode;
         let head_len = Head::data_len(mode);
         let slot = self.output.reserve(head_len + len);
-        let data = &mut slot[head_len..];
+        let Some(data) = slot.get_mut(head_len..).filter(|data| data.len() == len) else { return false };
         if !self.node.read_now(request.offset, data) {
+            self.output.give_back();
             return false;
         }
         let Request { cookie, offset, .. } = *request;
@@ -509,13 +513,11 @@ impl<S: Stream> Session<S> {
         let hole = zero.then(|| Head::hole(mode, cookie, offset, offset, wire_len, true));
         // A hole's head is longer than data's by its length field: a few zero bytes are sent as data, and the space
         // reserved for them would not hold it.
-        if let Some(hole) = hole.filter(|hole| hole.len() <= slot.len()) {
-            slot[..hole.len()].copy_from_slice(&hole);
-            self.output.commit(hole.len());
-        } else {
-            slot[..head_len].copy_from_slice(&Head::data(mode, cookie, offset, offset, wire_len, true));
-            self.output.commit(head_len + len);
-        }
+        let hole = hole.filter(|hole| hole.len() <= slot.len());
+        let sent = hole.as_ref().map_or(slot.len(), |hole| hole.len());
+        let head = hole.unwrap_or_else(|| Head::data(mode, cookie, offset, offset, wire_len, true));
+        slot.get_mut(..head.len()).expect("each head was measured against the slot").copy_from_slice(&head);
+        self.output.commit(sent);
         self.summary.requests += 1;
         self.summary.read_bytes += len as u64;
         true
@@ -588,11 +590,11 @@ impl<S: Stream> Session<S> {
     fn answer_data(&mut self, request: &Request, mut buf: Vec<u8>, done: bool, charge: Charge) {
         let mode = self.agreed.mode;
         let Request { cookie, offset, .. } = *request;
-        let len = buf.len() - HEAD_ROOM;
+        let data = buf.get(HEAD_ROOM..).unwrap_or_default();
+        let len = data.len();
         let wire_len = u32::try_from(len).unwrap_or(u32::MAX);
         let small = len <= COPY_MAX;
         if mode != Mode::Simple {
-            let data = &buf[HEAD_ROOM..];
             if is_zero(data) {
                 return self.output.push(&Head::hole(mode, cookie, offset, offset, wire_len, done));
             }
@@ -604,10 +606,10 @@ impl<S: Stream> Session<S> {
         let head = Head::data(mode, cookie, offset, offset, wire_len, done);
         if small {
             self.output.push(&head);
-            return self.output.push(&buf[HEAD_ROOM..]);
+            return self.output.push(data);
         }
         let start = HEAD_ROOM - head.len();
-        buf[start..HEAD_ROOM].copy_from_slice(&head);
+        buf.get_mut(start..HEAD_ROOM).expect("read data stands behind room for a head").copy_from_slice(&head);
         self.output.push_owned(buf, start, charge);
     }
 
@@ -628,7 +630,7 @@ impl<S: Stream> Session<S> {
                 reply.extend_from_slice(&Head::hole(mode, cookie, offset, place, wire_len, last));
             } else {
                 reply.extend_from_slice(&Head::data(mode, cookie, offset, place, wire_len, last));
-                reply.extend_from_slice(&data[at..at + len]);
+                reply.extend_from_slice(data.get(at..at + len).expect("pieces are cut from the data"));
             }
             at += len;
         }
