@@ -109,11 +109,14 @@ pub(crate) fn walk(bytes: &[u8]) -> Walk {
                 }
                 if extended {
                     let bitmap = image.be(l2 + entry * step + 8, 8);
-                    if bitmap >> 32 & bitmap & 0xffff_ffff != 0 || (bitmap & 0xffff_ffff != 0 && host == 0) {
+                    if bitmap >> 32 & bitmap & 0xffff_ffff != 0
+                        || (bitmap & 0xffff_ffff != 0 && host == 0 && raw >> 63 == 0)
+                    {
                         found.damage.push(format!("subcluster bitmap {bitmap:#x}"));
                     }
                 }
-                if host != 0 {
+                // An external data file has no counts.
+                if host != 0 && incompatible & 4 == 0 {
                     refer(&mut found, host, cluster, "data cluster");
                     if active {
                         copied.push((host, raw >> 63 == 1, "L2"));
