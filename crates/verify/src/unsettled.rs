@@ -10,6 +10,7 @@
 //! A write that succeeds on both sides settles what it covers; otherwise the first request that touches the range does
 //! (`settle.rs`). The values a sector may hold are kept as fingerprints, so that a third value is recognised.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -26,11 +27,30 @@ const CANDIDATES: usize = 16;
 /// Memory for the values of one write; beyond it (64 MiB of data in one request) any content is accepted.
 const FINGERPRINTS: usize = 128 << 10;
 
+/// Memory for the values of all of them together, in bytes: those of 4 GiB of data. Beyond it any content is accepted where
+/// a write failed or was dropped, until some of the others are settled.
+const VALUES: usize = 128 << 20;
+
 /// What one request may have left behind.
 #[derive(Debug)]
 pub(crate) struct Candidate {
     pub(crate) entry: Entry,
     value: Value,
+    /// What the value takes of [`VALUES`].
+    held: Held,
+}
+
+/// Memory in use, given back when dropped.
+#[derive(Debug, Default)]
+struct Held {
+    bytes: usize,
+    all: Rc<Cell<usize>>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.all.set(self.all.get().saturating_sub(self.bytes));
+    }
 }
 
 #[derive(Debug)]
@@ -74,7 +94,15 @@ impl Candidate {
                 }
             }
         };
-        Self { entry, value }
+        Self { entry, value, held: Held::default() }
+    }
+
+    /// Bytes of memory the value takes.
+    fn size(&self) -> usize {
+        match &self.value {
+            Value::Data { sectors, head, tail, .. } => size_of_val(&**sectors) + head.len() + tail.len(),
+            Value::Zeroes | Value::Unknown => 0,
+        }
     }
 
     pub(crate) fn is_zeroes(&self) -> bool {
@@ -122,6 +150,8 @@ pub(crate) struct State {
 pub(crate) struct Unsettled {
     /// Start of each range → its end and state. Ranges do not overlap.
     pieces: BTreeMap<u64, (u64, Rc<State>)>,
+    /// Bytes that the values of all candidates take.
+    held: Rc<Cell<usize>>,
 }
 
 impl Unsettled {
@@ -172,7 +202,7 @@ impl Unsettled {
         if range.is_empty() {
             return;
         }
-        let candidate = Rc::new(candidate);
+        let candidate = Rc::new(self.charged(candidate, VALUES));
         let known = self.pieces_in(range);
         self.remove(range);
         let fresh = Rc::new(State { candidates: vec![candidate.clone()], old: !settles, any: false, drop });
@@ -195,6 +225,19 @@ impl Unsettled {
             at = piece.end;
         }
         self.insert(ByteRange { start: at, end: range.end }, fresh);
+    }
+
+    /// The candidate with its value paid for, or without it if that would be more than `limit` for all of them.
+    fn charged(&self, mut candidate: Candidate, limit: usize) -> Candidate {
+        let bytes = candidate.size();
+        let sum = self.held.get().saturating_add(bytes);
+        if sum > limit {
+            candidate.value = Value::Unknown;
+        } else {
+            self.held.set(sum);
+            candidate.held = Held { bytes, all: self.held.clone() };
+        }
+        candidate
     }
 
     /// Notes that a copy is on its way to `range`, which lies inside unsettled ranges, and may land late if dropped.
@@ -307,6 +350,29 @@ mod tests {
             }
             assert_eq!(got, model, "operation {op}");
         }
+    }
+
+    #[test]
+    fn values_are_bounded_in_memory_and_given_back() {
+        let mut map = Unsettled::default();
+        let data = vec![1; 10 * SECTOR_LEN];
+        let write = || Candidate::new(entry(1), 0, Payload::Data(&data));
+        let one = write().size();
+        assert!(one >= 10 * size_of::<Fingerprint>());
+        let kept: Vec<Candidate> = (0..5).map(|_| map.charged(write(), 3 * one)).collect();
+        let known = |candidate: &Candidate| candidate.matches(0, &data[..SECTOR_LEN]);
+        assert_eq!(
+            kept.iter().map(known).collect::<Vec<_>>(),
+            [Match::Yes, Match::Yes, Match::Yes, Match::Unknown, Match::Unknown]
+        );
+        assert_eq!(map.held.get(), 3 * one);
+        drop(kept);
+        assert_eq!(map.held.get(), 0);
+        map.add(range(0, 5120), write(), false, 0);
+        map.add(range(0, 512), zeroes(2), true, 0);
+        assert_eq!(map.held.get(), one, "still the value of most of it");
+        map.remove(range(0, 5120));
+        assert_eq!(map.held.get(), 0);
     }
 
     #[test]
