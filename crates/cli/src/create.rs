@@ -1,5 +1,7 @@
 //! `blkproof create`: make an empty image.
 
+use std::fs::{File, Metadata};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -78,12 +80,33 @@ async fn create(args: &Args) -> anyhow::Result<String> {
         let format = options.text("backing_fmt");
         check_backing(&args.file, backing, format, &context)
             .await
-            .with_context(|| format!("could not create '{}': the backing file does not open", args.file))?;
+            .with_context(|| format!("could not create '{}': could not open '{backing}'", args.file))?;
     }
-    driver
-        .create(&args.file, args.size, options, &context)
-        .await
-        .with_context(|| format!("could not create '{}'", args.file))
+    let fresh = FreshFile::reserve(&args.file);
+    let created = driver.create(&args.file, args.size, options, &context).await;
+    if created.is_err() {
+        fresh.remove();
+    }
+    created.with_context(|| format!("could not create '{}'", args.file))
+}
+
+/// A file that was not there before; what a failed creation left of it can go.
+struct FreshFile<'a>(Option<(&'a Path, Metadata)>);
+
+impl<'a> FreshFile<'a> {
+    /// Makes `file` if it is a plain path to nothing. A path that leads nowhere is for the driver to refuse.
+    fn reserve(file: &'a str) -> Self {
+        let made = (!file.contains(':')).then(|| File::create_new(file).and_then(|made| made.metadata()));
+        Self(made.and_then(Result::ok).map(|made| (Path::new(file), made)))
+    }
+
+    /// Removes the file, unless another stands in its place by now.
+    fn remove(self) {
+        let Some((path, made)) = self.0 else { return };
+        if std::fs::symlink_metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (made.dev(), made.ino())) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// Opens and closes the backing file, which is named as seen from the folder of `file`.
