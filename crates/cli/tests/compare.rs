@@ -192,7 +192,7 @@ fn an_interrupted_comparison_still_reports() {
         let line = format!(
             "rm -f held release; here=$PWD; export here; \
              nbdkit -f -U k.sock eval get_size='echo 16777216' pread='cd \"$here\"; {pread}' >nbdkit.log 2>&1 & nbdkit=$!; \
-             until [ -S k.sock ]; do kill -0 $nbdkit; sleep 0.01; done; \
+             until nbdinfo --size 'nbd+unix:///?socket=k.sock' >/dev/null 2>&1; do kill -0 $nbdkit; sleep 0.01; done; \
              blkproof compare --threads 1 --format {format} -f raw -F raw a.raw 'nbd+unix:///?socket=k.sock' & pid=$!; \
              until [ -e held ]; do kill -0 $pid; sleep 0.01; done; \
              while kill -{signal} $pid 2>/dev/null; do sleep 0.02; done; \

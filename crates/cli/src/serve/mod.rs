@@ -49,7 +49,7 @@ pub(crate) struct Args {
     #[arg(short, long)]
     read_only: bool,
 
-    /// Most connections at a time; further ones wait
+    /// Most connections at a time; further ones are refused
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_connections: usize,
 
