@@ -155,7 +155,7 @@ impl<D: BlockDevice> Qcow2<D> {
             }
         }
         // The blocks are looked up again one by one. Nobody else allocates while we hold the lock, so the run stays free.
-        let fresh = start << self.geometry.cluster_bits >= self.file.info().size;
+        let fresh = self.is_untouched(start << self.geometry.cluster_bits);
         let mut reserved = Reservation { qcow2: self, start, count: 0, kept: false, fresh };
         while reserved.count < count {
             let at = start + reserved.count;
@@ -187,7 +187,7 @@ impl<D: BlockDevice> Qcow2<D> {
     }
 
     async fn claim(&self, block: &Table, start: u64, count: u64) -> Result<Reservation<'_, D>> {
-        let fresh = start << self.geometry.cluster_bits >= self.file.info().size;
+        let fresh = self.is_untouched(start << self.geometry.cluster_bits);
         self.set_counts(block, start, count, 1);
         let reserved = Reservation { qcow2: self, start, count, kept: false, fresh };
         if let Err(error) = self.check_not_metadata(start, count).await {
@@ -357,10 +357,9 @@ impl<D: BlockDevice> Qcow2<D> {
                 let offset = at << self.geometry.cluster_bits;
                 let len = (run << self.geometry.cluster_bits).min(self.file.info().size.saturating_sub(offset));
                 if len > 0 {
-                    let flight = self.in_flight();
+                    let flight = self.in_flight(0);
                     // Advice: whether it is taken does not matter.
-                    let _ = self.file.discard(offset, len).await;
-                    flight.over();
+                    let _ = flight.over(self.file.discard(offset, len).await);
                 }
             }
             at += run.max(1);

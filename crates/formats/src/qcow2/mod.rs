@@ -167,6 +167,9 @@ pub struct Qcow2<D> {
     /// Writes to children that were dropped before they completed, and how many of those are known to be over.
     dropped: Cell<u64>,
     settled: Cell<u64>,
+    /// The end of the highest write that failed or was dropped. Below it, what lies past the end of the file may still
+    /// come to hold something else than zeroes.
+    unsure_below: Cell<u64>,
     commits_started: Cell<u64>,
     /// The number of the youngest commit that succeeded.
     commit_done: Cell<u64>,
@@ -186,12 +189,23 @@ impl<D> std::fmt::Debug for Qcow2<D> {
 /// Counts a request to a child as dropped unless it completes.
 struct InFlight<'a> {
     dropped: &'a Cell<u64>,
+    unsure_below: &'a Cell<u64>,
+    /// One past the last byte it may write.
+    end: u64,
     over: bool,
 }
 
 impl InFlight<'_> {
-    fn over(mut self) {
+    fn over(mut self, result: Result<()>) -> Result<()> {
         self.over = true;
+        if result.is_err() {
+            self.unsure();
+        }
+        result
+    }
+
+    fn unsure(&self) {
+        self.unsure_below.set(self.unsure_below.get().max(self.end));
     }
 }
 
@@ -199,6 +213,7 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         if !self.over {
             self.dropped.set(self.dropped.get() + 1);
+            self.unsure();
         }
     }
 }
@@ -274,6 +289,7 @@ impl<D: BlockDevice> Qcow2<D> {
             compressed_tail: Cell::new(None),
             dropped: Cell::new(0),
             settled: Cell::new(0),
+            unsure_below: Cell::new(0),
             commits_started: Cell::new(0),
             commit_done: Cell::new(0),
             disabled: Cell::new(false),
@@ -395,35 +411,37 @@ impl<D: BlockDevice> Qcow2<D> {
         self.data_file.as_ref().unwrap_or(&self.file)
     }
 
-    fn in_flight(&self) -> InFlight<'_> {
-        InFlight { dropped: &self.dropped, over: false }
+    fn in_flight(&self, end: u64) -> InFlight<'_> {
+        InFlight { dropped: &self.dropped, unsure_below: &self.unsure_below, end, over: false }
+    }
+
+    /// Whether everything from `offset` on lies past the end of the file, was never written, and reads as zeroes.
+    fn is_untouched(&self, offset: u64) -> bool {
+        offset >= self.file.info().size.max(self.unsure_below.get())
     }
 
     /// Writes to the image file.
     async fn file_write(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        self.make_file_reach(&self.file, at.saturating_add(bytes.len() as u64)).await?;
-        let flight = self.in_flight();
-        let result = self.file.write(at, bytes, WriteFlags::empty()).await;
-        flight.over();
-        result
+        let end = at.saturating_add(bytes.len() as u64);
+        self.make_file_reach(&self.file, end).await?;
+        let flight = self.in_flight(end);
+        flight.over(self.file.write(at, bytes, WriteFlags::empty()).await)
     }
 
     /// Writes guest data.
     async fn data_write(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        self.make_file_reach(self.data(), at.saturating_add(bytes.len() as u64)).await?;
-        let flight = self.in_flight();
-        let result = self.data().write(at, bytes, WriteFlags::empty()).await;
-        flight.over();
-        result
+        let end = at.saturating_add(bytes.len() as u64);
+        self.make_file_reach(self.data(), end).await?;
+        let flight = self.in_flight(end);
+        flight.over(self.data().write(at, bytes, WriteFlags::empty()).await)
     }
 
     /// Zeroes guest data.
     async fn data_zero(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        self.make_file_reach(self.data(), at.saturating_add(len)).await?;
-        let flight = self.in_flight();
-        let result = self.data().write_zeroes(at, len, flags).await;
-        flight.over();
-        result
+        let end = at.saturating_add(len);
+        self.make_file_reach(self.data(), end).await?;
+        let flight = self.in_flight(end);
+        flight.over(self.data().write_zeroes(at, len, flags).await)
     }
 
     /// Extends a child that does not grow by itself.
@@ -449,10 +467,8 @@ impl<D: BlockDevice> Qcow2<D> {
         if end <= child.info().size {
             return Ok(()); // somebody else did it while we waited
         }
-        let flight = self.in_flight();
-        let result = child.resize(end, Preallocation::Off).await;
-        flight.over();
-        result
+        let flight = self.in_flight(0);
+        flight.over(child.resize(end, Preallocation::Off).await)
     }
 
     /// Returns when no dropped write can land any more.
