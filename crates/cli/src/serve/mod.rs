@@ -119,11 +119,12 @@ async fn serve(args: Args) -> anyhow::Result<ExitCode> {
         None => Address::tcp(&args.tcp),
     };
     let listener = Listener::bind(&address).await?;
+    // Before the first line is printed: whoever reads it may already say stop, and is owed a proper end.
+    let mut stop = pin!(stop_signal()?);
     for name in export_names(&args) {
         println!("{}", listener.uri(&name, uses_tls(&args)));
     }
 
-    let mut stop = pin!(stop_signal()?);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
