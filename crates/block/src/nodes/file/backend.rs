@@ -326,8 +326,14 @@ impl Backend {
     pub(super) fn hole_end(&self, at: u64) -> Option<u64> {
         match seek(&self.fd, SeekFrom::Data(at)) {
             Ok(data) if data > at => Some(data),
-            // No data from here to the end of the file.
-            Err(OsErrno::NXIO) => Some(u64::MAX),
+            // No data from here to the end of the file: a hole, unless another program has cut the file short. What was
+            // lost then must not pass for zeroes; called data, it is read, and the read fails.
+            Err(OsErrno::NXIO) => {
+                let stat = rustix::fs::fstat(&self.fd).ok()?;
+                let whole = self.kind == FileKind::BlockDevice
+                    || u64::try_from(stat.st_size).is_ok_and(|size| size >= self.size());
+                whole.then_some(u64::MAX)
+            }
             _ => None,
         }
     }
@@ -371,7 +377,12 @@ impl Backend {
         if self.kind == FileKind::BlockDevice || !self.features.allocate.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        if (inside > 0 && !self.punch(at, inside)?) || !self.allocate(at, len)? {
+        if inside > 0 && !self.punch(at, inside)? {
+            return Ok(false);
+        }
+        // Once punched the content is zero, so the request is done even where space can not be reserved: to refuse it now
+        // would break the word that a refused request changes nothing.
+        if !self.allocate(at, len)? && (inside < len) {
             return Ok(false);
         }
         self.size.fetch_max(end, Ordering::AcqRel);
