@@ -39,12 +39,13 @@ pub(super) fn run(socket: &Path, load: Load, time: Duration) -> anyhow::Result<f
     (0..load.depth).for_each(|_| request(&mut out, next(), load.block));
     let reply = REPLY_HEADER + load.block as usize;
     let mut input = vec![0u8; (reply * load.depth).max(1 << 20)];
-    let (mut filled, mut done) = (0usize, 0u64);
+    let (mut filled, mut done, mut in_flight) = (0usize, 0u64, load.depth);
     let start = Instant::now();
-    while start.elapsed() < time {
+    let mut took = None;
+    while in_flight > 0 {
         stream.write_all(&out)?;
         out.clear();
-        while out.is_empty() {
+        while out.is_empty() && in_flight > 0 {
             let received = stream.read(&mut input[filled..])?;
             ensure!(received > 0, "the server closed the connection");
             filled += received;
@@ -53,15 +54,28 @@ pub(super) fn run(socket: &Path, load: Load, time: Duration) -> anyhow::Result<f
                 ensure!(input[used..used + 4] == REPLY_MAGIC, "not a simple reply");
                 ensure!(input[used + 4..used + 8] == [0; 4], "the server reported an error");
                 used += reply;
-                done += 1;
-                request(&mut out, next(), load.block);
+                if took.is_none() {
+                    done += 1;
+                    request(&mut out, next(), load.block);
+                } else {
+                    in_flight -= 1;
+                }
             }
             input.copy_within(used..filled, 0);
             filled -= used;
+            if took.is_none() && start.elapsed() >= time {
+                // What is still in flight is awaited, uncounted: some servers do not survive a client that just leaves.
+                took = Some(start.elapsed());
+            }
         }
     }
+    let mut goodbye = Vec::new();
+    goodbye.extend(REQUEST_MAGIC.to_be_bytes());
+    goodbye.extend(2u32.to_be_bytes()); // no flags, NBD_CMD_DISC
+    goodbye.extend([0; 20]);
+    stream.write_all(&goodbye)?;
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-    Ok(done as f64 / start.elapsed().as_secs_f64())
+    Ok(done as f64 / took.unwrap_or(time).as_secs_f64())
 }
 
 /// Fixed newstyle up to `NBD_OPT_EXPORT_NAME` of the default export; returns its size.

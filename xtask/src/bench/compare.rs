@@ -35,7 +35,7 @@ pub(super) fn run(bench: &Bench<'_>) -> anyhow::Result<Table> {
         "GiB/s",
         contenders.iter().map(|(name, program, args)| {
             let program = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            (*name, format!("{program} {}", args.join(" ")))
+            (*name, bench.shown(&format!("{program} {}", args.join(" "))))
         }),
     );
     for round in 0..=bench.args.rounds {

@@ -54,6 +54,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     println!("{report}");
     if args.filter.is_none() {
         let page = shell::root().join("docs/benchmarks.md");
+        std::fs::create_dir_all(shell::root().join("docs")).context("creating docs/")?;
         std::fs::write(&page, report.page()?).with_context(|| format!("writing {}", page.display()))?;
     }
     Ok(())
@@ -131,7 +132,7 @@ impl Bench<'_> {
         let mut table = Table::new(
             title,
             "requests/s",
-            contenders.iter().map(|server| (server.name(), server.command(Path::new("SOCKET")).join(" "))),
+            contenders.iter().map(|server| (server.name(), self.shown(&server.command(Path::new("SOCKET")).join(" ")))),
         );
         for round in 0..self.args.rounds {
             for (place, server) in contenders.iter().enumerate() {
@@ -144,6 +145,11 @@ impl Bench<'_> {
             }
         }
         Ok(table)
+    }
+
+    /// A command as anybody would type it: images by their names alone.
+    fn shown(&self, command: &str) -> String {
+        command.replace(&format!("{}/", self.dir.display()), "")
     }
 
     /// A fully written raw image, so that it lies in the page cache.
