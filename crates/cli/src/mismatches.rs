@@ -26,7 +26,7 @@ impl Mismatches {
     }
 
     /// Says no more than QEMU's blkverify: its one line.
-    pub(crate) fn as_qemu(mut self) -> Self {
+    pub(crate) fn in_qemu_words(mut self) -> Self {
         self.as_qemu = true;
         self
     }

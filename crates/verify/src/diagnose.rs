@@ -5,7 +5,7 @@ use blkproof_block::buffer::is_zero;
 
 use crate::fingerprint::{Fingerprint, PIECE, PIECES};
 use crate::history::{History, Version};
-use crate::mismatch::{BITS, BitFlip, Diagnosis, STORIES, Sector};
+use crate::mismatch::{BITS, BitFlip, Diagnosis, EARLIER, STORIES, Sector};
 use crate::{SECTOR, SECTOR_LEN, len_of};
 
 /// Differing bits up to which a sector counts as right but for flipped bits. A sector of other data differs in about
@@ -66,8 +66,10 @@ fn sector(history: &History, at: u64, expected: &[u8], found: &[u8], around: (u6
         bits.clear();
     }
     let diagnosis = diagnose(history, &versions, at, expected, found, bits_differing, around);
-    let last_write = versions.into_iter().rev().find(|version| version.is_certain());
-    Sector { at, expected: expected.into(), found: found.into(), bits_differing, bits, diagnosis, last_write }
+    let mut newest_first = versions.into_iter().rev();
+    let last_write = newest_first.find(Version::is_certain);
+    let earlier = newest_first.take(EARLIER).collect();
+    Sector { at, expected: expected.into(), found: found.into(), bits_differing, bits, diagnosis, last_write, earlier }
 }
 
 /// In order of certainty: what is proven by a fingerprint first, what is merely likely last.

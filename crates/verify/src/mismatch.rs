@@ -149,7 +149,12 @@ pub struct Sector {
     pub diagnosis: Diagnosis,
     /// The last write known for the sector.
     pub last_write: Option<Version>,
+    /// What was written to the sector before that, newest first, at most [`EARLIER`].
+    pub earlier: Vec<Version>,
 }
+
+/// Versions told of a sector besides the last one.
+pub const EARLIER: usize = 4;
 
 /// Differing bits that are listed one by one.
 pub const BITS: usize = 64;
@@ -339,6 +344,9 @@ impl Mismatch {
             let again = matches!(&sector.diagnosis, Diagnosis::ReferenceWrong { .. });
             if !again {
                 write!(f, "\n    last written by {}", Story(version))?;
+            }
+            for version in &sector.earlier {
+                write!(f, "\n    before that by {}", Story(version))?;
             }
         } else {
             let since = self.history_begins_at;

@@ -103,6 +103,9 @@ fn each_planted_fault_is_called_by_its_name() {
         let last = sectors[0].last_write.as_ref().unwrap();
         assert_eq!((last.op, last.kind, last.outcome), (2, RequestKind::Write, Outcome::Done), "{name}");
         assert_eq!(sectors[0].expected, new(1024, 512), "{name}");
+        let earlier: Vec<_> = sectors[0].earlier.iter().map(|version| version.op).collect();
+        assert_eq!(earlier, [1], "{name}: the version before the last");
+        assert!(mismatch.to_string().contains("\n    before that by operation 1 (write)"), "{name}: {mismatch}");
     }
 }
 
@@ -221,6 +224,7 @@ blkverify: read offset=0 bytes=65536 contents mismatch at offset 4111
   1 of 128 sectors differs: 0x1000..0x1200
   sector 8 (0x1000): holds an older version of itself, written by operation 1 (write) of client 'guest'
     last written by operation 2 (write) of client 'guest'
+    before that by operation 1 (write) of client 'guest'
     2 bits differ: byte 0x100f bit 0 is 1 not 0; byte 0x100f bit 1 is 0 not 1
     offset       expected from raw                   found in test (differing bytes marked *)
     …            1 equal row

@@ -81,7 +81,7 @@ async fn work(console: Rc<Console>, options: Options) -> bool {
     });
     // QEMU's blkverify says one line and ends the program; ours tells the story and goes on, unless the graph says exit.
     let registry = if console.as_qemu_io {
-        registry_with(&mismatches.clone().as_qemu(), OnMismatch::Exit)
+        registry_with(&mismatches.clone().in_qemu_words(), OnMismatch::Exit)
     } else {
         registry_with(&mismatches, OnMismatch::Report)
     };
