@@ -318,7 +318,7 @@ fn crash(run: &Run, points_max: usize, budget: usize) -> usize {
 
 #[test]
 fn concurrent_requests_with_faults_and_cancels() {
-    for seed in 0..80 {
+    for seed in 0..48 {
         torture(setup(seed));
     }
 }
