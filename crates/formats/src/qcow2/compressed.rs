@@ -13,6 +13,10 @@ use super::entry::CompressedExtent;
 use super::header::{Compression, read_padded};
 use super::units::index;
 
+/// A zstd frame says how much memory its reader needs, 128 MiB if it likes. A cluster has 2 MiB at most, and no
+/// compressor's window for it is larger than this (16 MiB).
+const ZSTD_WINDOW_LOG_MAX: u32 = 24;
+
 /// Inflates one cluster of `size` bytes; what lies behind the stream in `data` is ignored.
 pub(crate) fn inflate(kind: Compression, data: &[u8], size: usize) -> Result<Vec<u8>> {
     let mut cluster = vec![0; size];
@@ -23,7 +27,10 @@ pub(crate) fn inflate(kind: Compression, data: &[u8], size: usize) -> Result<Vec
             done.is_ok() && inflater.total_out() == size as u64
         }
         Compression::Zstd => zstd::stream::read::Decoder::with_buffer(data)
-            .and_then(|mut decoder| decoder.read_exact(&mut cluster))
+            .and_then(|mut decoder| {
+                decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+                decoder.read_exact(&mut cluster)
+            })
             .is_ok(),
     };
     if whole { Ok(cluster) } else { Err(IoError::new(Errno::IO).detail("the stream does not inflate to one cluster")) }
@@ -167,6 +174,13 @@ mod tests {
             assert!(inflate(kind, &packed[..100], cluster.len()).is_err(), "{kind:?}: a cut stream");
             assert!(inflate(kind, &[0xff; 512], cluster.len()).is_err(), "{kind:?}: garbage");
         }
+        // A frame without a content size that asks for a window of 64 MiB, holding one raw block of the right length.
+        let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, (26 - 10) << 3];
+        frame.extend_from_slice(&(512u32 << 3 | 1).to_le_bytes()[..3]);
+        frame.extend_from_slice(&[7; 512]);
+        assert!(inflate(Compression::Zstd, &frame, 512).is_err(), "a window of 64 MiB");
+        frame[5] = (20 - 10) << 3;
+        assert_eq!(inflate(Compression::Zstd, &frame, 512).unwrap(), [7; 512], "a window of 1 MiB");
         let mut state = 1u64;
         let noise: Vec<u8> = std::iter::repeat_with(|| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
