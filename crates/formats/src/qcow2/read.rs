@@ -2,10 +2,15 @@
 
 use blkproof_block::{BlockDevice, Errno, Event, IoError, Result};
 
+use futures_util::stream::{self, StreamExt};
+
 use super::Qcow2;
 use super::cache::Table;
 use super::entry::{BadEntry, CompressedExtent};
 use super::units::index;
+
+/// Pieces of one guest read that are under way at a time.
+const PIECES_AT_ONCE: usize = 16;
 
 /// Where a piece of guest data comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,21 +92,41 @@ impl<D: BlockDevice> Qcow2<D> {
     pub(crate) async fn read_locked(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         let mut at = at;
         let mut rest = buf;
+        let mut pieces = Vec::new();
+        let mut bad = None;
         while !rest.is_empty() {
             let slot = self.l1_slot(at);
             let end = at.saturating_add(rest.len() as u64).min(self.slot_end(slot));
-            let table = self.l2_table(slot).await.map_err(|e| e.rebase(u64::MAX, at).at(at))?;
-            let piece = match self.piece(table.as_deref(), at, end) {
-                Ok(piece) => piece,
-                Err(bad) => return Err(self.bad_entry(table.as_deref(), at, bad).await),
+            let found = match self.l2_table(slot).await {
+                Err(error) => Err(error.rebase(u64::MAX, at).at(at)),
+                Ok(table) => match self.piece(table.as_deref(), at, end) {
+                    Ok(piece) => Ok(piece),
+                    Err(entry) => Err(self.bad_entry(table.as_deref(), at, entry).await),
+                },
             };
-            drop(table);
-            let (here, after) = rest.split_at_mut(index(piece.len));
-            self.read_piece(at, here, piece.source).await?;
+            let piece = match found {
+                Ok(piece) => piece,
+                Err(error) => {
+                    bad = Some(error);
+                    break;
+                }
+            };
+            let (here, after) = std::mem::take(&mut rest).split_at_mut(index(piece.len));
+            if after.is_empty() && pieces.is_empty() {
+                return self.read_piece(at, here, piece.source).await; // the common case: one place
+            }
+            pieces.push((at, here, piece.source));
             at += piece.len;
             rest = after;
         }
-        Ok(())
+        // The caller holds the range, so that the pieces stay where they are. Side by side, but their errors in order:
+        // what lies before the first bad byte is valid.
+        let reads = pieces.into_iter().map(|(at, here, source)| self.read_piece(at, here, source));
+        let mut reads = stream::iter(reads).buffered(PIECES_AT_ONCE);
+        while let Some(result) = reads.next().await {
+            result?;
+        }
+        bad.map_or(Ok(()), Err)
     }
 
     async fn read_piece(&self, at: u64, buf: &mut [u8], source: Source) -> Result<()> {
