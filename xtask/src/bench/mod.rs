@@ -134,6 +134,7 @@ impl Bench<'_> {
             "requests/s",
             contenders.iter().map(|server| (server.name(), self.shown(&server.command(Path::new("SOCKET")).join(" ")))),
         );
+        contenders.iter().flat_map(Server::images).try_for_each(warm)?;
         for round in 0..self.args.rounds {
             for (place, server) in contenders.iter().enumerate() {
                 let running = server.start(self.dir)?;
@@ -152,7 +153,7 @@ impl Bench<'_> {
         command.replace(&format!("{}/", self.dir.display()), "")
     }
 
-    /// A fully written raw image, so that it lies in the page cache.
+    /// A fully written raw image.
     fn raw_image(&self) -> anyhow::Result<PathBuf> {
         let raw = self.dir.join("disk.raw");
         if std::fs::metadata(&raw).map_or(0, |meta| meta.len()) != DISK {
@@ -160,4 +161,11 @@ impl Bench<'_> {
         }
         Ok(raw)
     }
+}
+
+/// Reads a file once, so that all of it lies in the page cache.
+fn warm(path: &Path) -> anyhow::Result<()> {
+    let mut file = std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    std::io::copy(&mut file, &mut std::io::sink()).with_context(|| format!("reading {}", path.display()))?;
+    Ok(())
 }

@@ -31,6 +31,16 @@ impl Server {
         }
     }
 
+    /// The images it serves.
+    pub(super) fn images(&self) -> Vec<&Path> {
+        match self {
+            Self::Blkproof(Served::Mirror { raw, qcow2 }) | Self::QemuNbd(Served::Mirror { raw, qcow2 }) => {
+                vec![raw, qcow2]
+            }
+            Self::Blkproof(Served::Raw(raw)) | Self::QemuNbd(Served::Raw(raw)) | Self::Nbdkit(raw) => vec![raw],
+        }
+    }
+
     /// The command line, as a user would type it.
     pub(super) fn command(&self, socket: &Path) -> Vec<String> {
         let socket = socket.display();
@@ -57,7 +67,9 @@ impl Server {
         let words = self.command(&socket);
         let (program, args) = words.split_first().context("a command has a program")?;
         let program = match program.as_str() {
-            "blkproof" => shell::root().join("target/release/blkproof"),
+            // Another build can be raced by naming it.
+            "blkproof" => std::env::var_os("BLKPROOF")
+                .map_or_else(|| shell::root().join("target/release/blkproof"), PathBuf::from),
             other => PathBuf::from(other),
         };
         let child = Command::new(&program)
