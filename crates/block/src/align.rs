@@ -423,6 +423,15 @@ impl<D: BlockDevice> BlockDevice for Aligned<D> {
         if flush { self.device.flush().await } else { Ok(()) }
     }
 
+    // Limits are those of the disk. Nothing is padded, so no neighbour has to be protected.
+    async fn read_vm_state(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        self.device.read_vm_state(at, buf).await
+    }
+
+    async fn write_vm_state(&self, at: u64, data: &[u8]) -> Result<()> {
+        self.device.write_vm_state(at, data).await
+    }
+
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         if len == 0 {
             return Ok(());

@@ -96,6 +96,30 @@ pub trait BlockDevice {
     /// Writes `data` to `at`.
     async fn write(&self, at: u64, data: &[u8], flags: WriteFlags) -> Result<()>;
 
+    /// Reads `buf.len()` bytes of the VM state from `at`.
+    ///
+    /// The VM state is a second space beside the disk, in formats that have one: what a snapshot of a running machine
+    /// keeps of its memory. It begins at 0, is as long as the format allows, and reads as zeroes where nothing was
+    /// written. It is no part of the disk: no other request reads or changes it, but [`flush`](Self::flush) makes it
+    /// durable, [`drain`](Self::drain) waits for it, and [`resize`](Self::resize) may give it up. A filter passes both
+    /// requests on to the device it shows.
+    ///
+    /// # Errors
+    /// [`Errno::NOTSUP`](crate::Errno::NOTSUP), also for an empty request, from a device without one: the default.
+    async fn read_vm_state(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        let _ = (at, buf);
+        Err(crate::IoError::unsupported())
+    }
+
+    /// Writes `data` to the VM state at `at`.
+    ///
+    /// # Errors
+    /// As [`read_vm_state`](Self::read_vm_state).
+    async fn write_vm_state(&self, at: u64, data: &[u8]) -> Result<()> {
+        let _ = (at, data);
+        Err(crate::IoError::unsupported())
+    }
+
     /// Makes `len` bytes from `at` read as zeroes.
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()>;
 

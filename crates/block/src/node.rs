@@ -42,6 +42,8 @@ trait DynBlockDevice {
     fn read<'a>(&'a self, at: u64, buf: &'a mut [u8]) -> LocalBoxFuture<'a, Result<()>>;
     fn read_now(&self, at: u64, buf: &mut [u8]) -> bool;
     fn write<'a>(&'a self, at: u64, data: &'a [u8], flags: WriteFlags) -> LocalBoxFuture<'a, Result<()>>;
+    fn read_vm_state<'a>(&'a self, at: u64, buf: &'a mut [u8]) -> LocalBoxFuture<'a, Result<()>>;
+    fn write_vm_state<'a>(&'a self, at: u64, data: &'a [u8]) -> LocalBoxFuture<'a, Result<()>>;
     fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> LocalBoxFuture<'_, Result<()>>;
     fn discard(&self, at: u64, len: u64) -> LocalBoxFuture<'_, Result<()>>;
     fn flush(&self) -> LocalBoxFuture<'_, Result<()>>;
@@ -70,6 +72,14 @@ impl<D: BlockDevice> DynBlockDevice for D {
 
     fn write<'a>(&'a self, at: u64, data: &'a [u8], flags: WriteFlags) -> LocalBoxFuture<'a, Result<()>> {
         Box::pin(BlockDevice::write(self, at, data, flags))
+    }
+
+    fn read_vm_state<'a>(&'a self, at: u64, buf: &'a mut [u8]) -> LocalBoxFuture<'a, Result<()>> {
+        Box::pin(BlockDevice::read_vm_state(self, at, buf))
+    }
+
+    fn write_vm_state<'a>(&'a self, at: u64, data: &'a [u8]) -> LocalBoxFuture<'a, Result<()>> {
+        Box::pin(BlockDevice::write_vm_state(self, at, data))
     }
 
     fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> LocalBoxFuture<'_, Result<()>> {
@@ -132,6 +142,14 @@ impl BlockDevice for Node {
 
     async fn write(&self, at: u64, data: &[u8], flags: WriteFlags) -> Result<()> {
         self.0.write(at, data, flags).await
+    }
+
+    async fn read_vm_state(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        self.0.read_vm_state(at, buf).await
+    }
+
+    async fn write_vm_state(&self, at: u64, data: &[u8]) -> Result<()> {
+        self.0.write_vm_state(at, data).await
     }
 
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
@@ -197,6 +215,14 @@ impl<D: BlockDevice> BlockDevice for Rc<D> {
 
     async fn write(&self, at: u64, data: &[u8], flags: WriteFlags) -> Result<()> {
         D::write(self, at, data, flags).await
+    }
+
+    async fn read_vm_state(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        D::read_vm_state(self, at, buf).await
+    }
+
+    async fn write_vm_state(&self, at: u64, data: &[u8]) -> Result<()> {
+        D::write_vm_state(self, at, data).await
     }
 
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {

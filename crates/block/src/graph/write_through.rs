@@ -38,6 +38,15 @@ impl BlockDevice for WriteThrough {
         self.0.flush().await
     }
 
+    async fn read_vm_state(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        self.0.read_vm_state(at, buf).await
+    }
+
+    async fn write_vm_state(&self, at: u64, data: &[u8]) -> Result<()> {
+        self.0.write_vm_state(at, data).await?;
+        self.0.flush().await
+    }
+
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         if self.native() {
             return self.0.write_zeroes(at, len, flags | ZeroFlags::FUA).await;
@@ -123,6 +132,10 @@ mod tests {
             self.note("w", flags.contains(WriteFlags::FUA))
         }
 
+        async fn write_vm_state(&self, _: u64, _: &[u8]) -> Result<()> {
+            self.note("v", false)
+        }
+
         async fn write_zeroes(&self, _: u64, _: u64, flags: ZeroFlags) -> Result<()> {
             self.note("z", flags.contains(ZeroFlags::FUA))
         }
@@ -150,13 +163,14 @@ mod tests {
 
     #[test]
     fn every_change_is_durable_when_it_completes() {
-        for (capabilities, want) in [(Capabilities::FUA, "rw!w!z!dsf"), (Capabilities::empty(), "rwfwfzfdsf")] {
+        for (capabilities, want) in [(Capabilities::FUA, "rw!w!vfz!dsf"), (Capabilities::empty(), "rwfwfvfzfdsf")] {
             let log = Rc::new(RefCell::new(String::new()));
             let device = WriteThrough(Node::new(Log(capabilities, log.clone())));
             block_on(async {
                 device.read(0, &mut [0]).await?;
                 device.write(0, &[1], WriteFlags::empty()).await?;
                 device.write(0, &[1], WriteFlags::FUA).await?;
+                device.write_vm_state(0, &[1]).await?;
                 device.write_zeroes(0, 1, ZeroFlags::empty()).await?;
                 device.discard(0, 1).await?;
                 device.resize(1, Preallocation::Off).await

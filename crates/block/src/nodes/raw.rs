@@ -139,6 +139,15 @@ impl<D: BlockDevice> BlockDevice for Raw<D> {
         self.rebase(below, at, self.below.write(below, data, flags).await)
     }
 
+    // As in QEMU the VM state is that of the device below, whatever the window.
+    async fn read_vm_state(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        self.below.read_vm_state(at, buf).await
+    }
+
+    async fn write_vm_state(&self, at: u64, data: &[u8]) -> Result<()> {
+        self.below.write_vm_state(at, data).await
+    }
+
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         if len == 0 {
             return Ok(());

@@ -146,6 +146,18 @@ impl Disk {
         self.settle(&fua).await
     }
 
+    /// Reads the VM state; an empty read tells whether there is one.
+    pub(super) async fn read_vm_state(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        self.node.read_vm_state(at, buf).await
+    }
+
+    /// Writes the VM state; an empty write tells whether there is one.
+    pub(super) async fn write_vm_state(&self, at: u64, data: &[u8]) -> Result<()> {
+        self.check_writable()?;
+        self.node.write_vm_state(at, data).await?;
+        if self.writeback.get() || data.is_empty() { Ok(()) } else { self.node.flush().await }
+    }
+
     /// Makes a range read as zeroes.
     pub(super) async fn write_zeroes(&self, at: u64, len: u64, manner: ZeroManner) -> Result<()> {
         self.check_bounds(at, len)?;

@@ -74,9 +74,11 @@ impl<D: BlockDevice> Qcow2<D> {
         Ok(())
     }
 
-    /// Reads guest bytes; those past the end of the disk are zeroes, whatever lies there.
+    /// Reads guest bytes of one cluster; those past the end of the disk are zeroes, whatever lies there. In the VM state
+    /// that end has no meaning, and no cluster holds bytes of both.
     async fn read_inside(&self, at: u64, buf: &mut [u8]) -> Result<()> {
-        let inside = index(self.size.get().saturating_sub(at)).min(buf.len());
+        let end = if at < self.vm_state_start() { self.size.get() } else { u64::MAX };
+        let inside = index(end.saturating_sub(at)).min(buf.len());
         let (head, tail) = buf.split_at_mut(inside);
         tail.fill(0);
         self.read_locked(at, head).await

@@ -212,7 +212,8 @@ pub async fn create<D: BlockDevice>(
     if l1_bytes > L1_BYTES_MAX {
         return Err(usage("the image is too large for file format 'qcow2' (try using a larger cluster size)"));
     }
-    let l1_clusters = geometry.clusters(l1_bytes).max(1);
+    // A disk of no bytes has no L1 table at all.
+    let l1_clusters = geometry.clusters(l1_bytes);
 
     // Cluster 0 header, then the refcount table, its blocks, the L1 table.
     let (mut table_clusters, mut blocks) = (1, 1);
@@ -229,8 +230,8 @@ pub async fn create<D: BlockDevice>(
         return Err(usage("the image is too large for file format 'qcow2' (try using a larger cluster size)"));
     }
     let total = 1 + table_clusters + blocks + l1_clusters;
-    let header =
-        header_cluster(options, &geometry, l1_entries, table_clusters, (1 + table_clusters + blocks) * cluster)?;
+    let l1_offset = if l1_clusters == 0 { 0 } else { (1 + table_clusters + blocks) * cluster };
+    let header = header_cluster(options, &geometry, l1_entries, table_clusters, l1_offset)?;
 
     let mut tables = vec![0u8; index((total - 1) * cluster)];
     for number in 0..blocks {

@@ -30,6 +30,11 @@
 //! list of freed clusters as it was. With lazy refcounts rule 1 is replaced: before the first reference is
 //! written, the dirty bit is durable in the header, and whoever opens the image rebuilds the counts (`dirty`).
 //!
+//! The VM state lies behind the disk in the same map (`vm_state`), and is written by the same steps: count, data, entry.
+//! All four rules hold for it word by word. A write that needs a longer L1 table grows it first, under rules 1 and 3, with
+//! every other request locked out; a cut in between leaves a table with entries that map nothing. Bytes around a write are
+//! copied from the VM state itself, which a snapshot may share, where those of the disk's last cluster become zeroes.
+//!
 //! # Cancelling
 //! Every write sent to a child is accompanied by a guard that counts it as *dropped* if its future does not complete.
 //! A dropped write may still land; `Qcow2::settle` drains the children if there is one. It is called before a
@@ -61,6 +66,7 @@ mod resize;
 mod snapshot;
 mod status;
 mod units;
+mod vm_state;
 mod write;
 mod zero;
 
@@ -567,6 +573,18 @@ impl<D: BlockDevice> BlockDevice for Qcow2<D> {
             self.guest_write(at, data).await?;
         }
         if flags.contains(WriteFlags::FUA) { self.commit().await } else { Ok(()) }
+    }
+
+    async fn read_vm_state(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        self.check_usable()?;
+        self.file.event(Event::VmstateLoad).await;
+        self.vm_state_read(at, buf).await
+    }
+
+    async fn write_vm_state(&self, at: u64, data: &[u8]) -> Result<()> {
+        self.check_writable(0, 0)?;
+        self.file.event(Event::VmstateSave).await;
+        if data.is_empty() { Ok(()) } else { self.vm_state_write(at, data).await }
     }
 
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {

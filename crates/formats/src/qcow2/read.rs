@@ -173,8 +173,10 @@ impl<D: BlockDevice> Qcow2<D> {
             buf.fill(0);
             return Ok(());
         };
-        // The backing file may be shorter, and may end anywhere (bug gallery Q1).
-        let inside = index(backing.info().size.saturating_sub(at)).min(buf.len());
+        // The backing file may be shorter, and may end anywhere (bug gallery Q1). It may be longer too, but has nothing
+        // to say of the VM state behind our own end.
+        let end = backing.info().size.min(self.size.get());
+        let inside = index(end.saturating_sub(at)).min(buf.len());
         let (head, tail) = buf.split_at_mut(inside);
         tail.fill(0);
         if head.is_empty() {

@@ -4,6 +4,10 @@
 //! while it is out of the guest's reach; that is committed; then one header write moves the end. Shrinking: the header
 //! first, then what lies behind the new end is given back. A power cut leaves the old size or the new one, and whatever
 //! stays in the map behind the end is dealt with by the next growth.
+//!
+//! The VM state (`vm_state`) survives a growth that leaves it where it is. Every other resize gives it up: a growth before it
+//! moves the end, so that a cut may leave the old size without it; a shrinking one after, so that a cut may leave there
+//! what the disk held. Neither is ever reached by a request to the disk.
 
 use blkproof_block::{BlockDevice, ByteRange, Errno, Event, IoError, Preallocation, Result, ZeroFlags};
 
@@ -43,7 +47,9 @@ impl<D: BlockDevice> Qcow2<D> {
         if let Some(data) = &self.data_file {
             self.extend_child(data, new).await?;
         }
-        self.clear_behind(old, new).await?;
+        let moves = self.vm_state_of(old) != self.vm_state_of(new);
+        let stop = if moves { self.l1_end() } else { self.geometry.round_up(new).unwrap_or(new) };
+        self.clear_behind(old, new, stop).await?;
         // A raw data file is the disk, so the map says "data" everywhere (as at creation).
         let preallocation = match preallocation {
             Preallocation::Off if self.geometry.raw_external => Preallocation::Metadata,
@@ -61,7 +67,7 @@ impl<D: BlockDevice> Qcow2<D> {
         self.set_size(new).await?;
         self.file.event(Event::L1ShrinkFreeL2Clusters).await;
         let start = self.geometry.round_up(new).unwrap_or(old);
-        let stop = self.geometry.round_up(old).unwrap_or(old);
+        let stop = self.l1_end(); // the VM state too
         if start < stop {
             // As for a discard, but nothing has to hide a backing file: the next growth does that.
             self.unmap_clusters(start, stop).await?;
@@ -76,8 +82,8 @@ impl<D: BlockDevice> Qcow2<D> {
         Ok(())
     }
 
-    /// Makes everything between the old end and the new one read as zeroes.
-    async fn clear_behind(&self, old: u64, new: u64) -> Result<()> {
+    /// Makes everything between the old end and the new one read as zeroes, and unmaps what lies between that and `stop`.
+    async fn clear_behind(&self, old: u64, new: u64, stop: u64) -> Result<()> {
         // The rest of the last cluster holds whatever was there when the disk was larger, or written with it.
         let edge = self.geometry.round_up(old).unwrap_or(new).min(new);
         if old < edge {
@@ -92,8 +98,7 @@ impl<D: BlockDevice> Qcow2<D> {
         if edge >= new {
             return Ok(());
         }
-        // Clusters of an earlier, larger life.
-        let stop = self.geometry.round_up(new).unwrap_or(new);
+        // Clusters of an earlier, larger life, and the VM state.
         self.unmap_clusters(edge, stop).await?;
         // What the backing file has behind our old end must not show (bug gallery G27).
         let backing = self.backing.as_ref().map_or(if self.has_backing() { u64::MAX } else { 0 }, |b| b.info().size);

@@ -114,6 +114,11 @@ impl Output {
         self.queued == 0
     }
 
+    /// Bytes that wait to be sent.
+    pub(super) fn len(&self) -> usize {
+        self.queued
+    }
+
     /// Whether the peer is so far behind that nothing more should be composed for it.
     pub(super) fn is_full(&self) -> bool {
         self.queued >= HIGH_WATER

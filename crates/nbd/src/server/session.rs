@@ -1,7 +1,7 @@
 //! The transmission phase of one connection.
 //!
 //! One poll takes everything that is there: finished requests, as many new ones as the receive buffer holds, one write
-//! for all replies composed, one read. A read the device can answer at once goes straight into the send buffer; what
+//! for each [`SEND_AT`] bytes of replies composed, one read. A read the device can answer at once goes straight into the send buffer; what
 //! has to wait becomes a future among the connection's own.
 //!
 //! Invariants:
@@ -38,6 +38,10 @@ const REQUEST_WORK: u64 = 1 << 10;
 /// Holes are told apart from data in pieces of this size, in reads of at least [`SPARSE_READ`] bytes.
 const HOLE_GRAIN: usize = 64 << 10;
 const SPARSE_READ: usize = 2 * HOLE_GRAIN;
+/// Replies are sent once this many bytes of them are there, though more requests could still be answered: the peer works on
+/// the first ones meanwhile. With one send for all of them, server and client would wait for each other in turns (a fifth to
+/// two thirds more small reads a second, on two processors). Much smaller, and the sends themselves cost what is gained.
+const SEND_AT: usize = 32 << 10;
 /// A payload that is too long is read and forgotten up to this size; a longer one ends the connection.
 const SKIP_MAX: u64 = 2 * MAX_PAYLOAD as u64;
 
@@ -161,9 +165,17 @@ impl<S: Stream> Session<S> {
         let mut progress = false;
         while let Poll::Ready(Some(finished)) = self.tasks.poll_next_unpin(cx) {
             self.answer(finished);
+            self.send_early(cx);
             progress = true;
         }
         progress
+    }
+
+    /// Sends what is there if it is worth a system call by itself.
+    fn send_early(&mut self, cx: &mut Context<'_>) {
+        if self.output.len() >= SEND_AT {
+            self.poll_send(cx);
+        }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> bool {
@@ -266,7 +278,10 @@ impl<S: Stream> Session<S> {
         let mut progress = false;
         while matches!(self.state, State::Running) && self.work < WORK {
             match self.take_request(cx) {
-                Ok(Taken::Yes) => progress = true,
+                Ok(Taken::Yes) => {
+                    self.send_early(cx);
+                    progress = true;
+                }
                 Ok(Taken::Incomplete | Taken::NotNow) => break,
                 Err(error) => {
                     self.state = State::Failing(error);

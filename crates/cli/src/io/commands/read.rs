@@ -67,7 +67,7 @@ pub(super) const READV: Command = Command {
 async fn read(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Outcome {
     let Some(disk) = disk(shell) else { return Outcome::Failed };
     let mut manner = Manner::default();
-    let (mut vm_state, mut show) = (false, false);
+    let (mut vm_state, mut registered, mut show) = (false, false, false);
     let (mut expected, mut check_from, mut check_len) = (None, None, None);
     let parsed = parse(words.first().map_or("", String::as_str), arguments(words), "bCl:pP:qrs:v", &[]);
     for item in parsed.items {
@@ -75,6 +75,7 @@ async fn read(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Outcome
             Item::Flag('b') => vm_state = true,
             Item::Flag('C') => manner.machine = true,
             Item::Flag('q') => manner.quiet = true,
+            Item::Flag('r') => registered = true,
             Item::Flag('v') => show = true,
             Item::Value('l', text) => check_len = Some(or_complain!(offset(&text), reply)),
             Item::Value('s', text) => check_from = Some(or_complain!(offset(&text), reply)),
@@ -105,16 +106,21 @@ async fn read(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Outcome
     if vm_state {
         or_complain!(sector_aligned(at, "offset"), reply);
         or_complain!(sector_aligned(bytes, "count"), reply);
-        reply.failed("read", &blkproof_block::IoError::unsupported());
-        return Outcome::Failed;
+        if registered {
+            reply.out("I/O buffer registration is not supported when reading from vmstate");
+            return Outcome::Failed;
+        }
     }
-    if let Err(error) = disk.check_bounds(at, bytes) {
+    // Asked before memory is taken.
+    let possible = if vm_state { disk.read_vm_state(at, &mut []).await } else { disk.check_bounds(at, bytes) };
+    if let Err(error) = possible {
         reply.failed("read", &error);
         return Outcome::Failed;
     }
     let mut data = vec![UNREAD; capacity];
     let start = Instant::now();
-    let result = disk.read(at, &mut data).await;
+    let result =
+        if vm_state { disk.read_vm_state(at, &mut data).await } else { disk.read(at, &mut data).await };
     let elapsed = start.elapsed();
     if let Err(error) = result {
         reply.failed("read", &error);

@@ -158,17 +158,19 @@ async fn write(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Outcom
             return Outcome::Failed;
         }
     };
-    let inside = disk.check_bounds(at, bytes).is_ok();
-    let data = match (asked.zeroes || !inside, &asked.source) {
+    // Asked before memory is taken.
+    let possible =
+        if asked.vm_state { disk.write_vm_state(at, &[]).await } else { disk.check_bounds(at, bytes) };
+    let data = match (asked.zeroes || possible.is_err(), &asked.source) {
         (true, _) => Vec::new(),
         (false, None) => vec![asked.pattern.unwrap_or(PATTERN); usize::try_from(bytes).unwrap_or(0)],
         (false, Some(_)) => content.iter().copied().cycle().take(usize::try_from(bytes).unwrap_or(0)).collect(),
     };
     let start = Instant::now();
-    let result = if asked.vm_state {
-        Err(IoError::unsupported())
-    } else if !inside {
-        disk.check_bounds(at, bytes)
+    let result = if possible.is_err() {
+        possible
+    } else if asked.vm_state {
+        disk.write_vm_state(at, &data).await
     } else if asked.zeroes {
         let manner = ZeroManner { fua: asked.fua, may_unmap: asked.may_unmap, no_fallback: asked.no_fallback };
         disk.write_zeroes(at, bytes, manner).await
