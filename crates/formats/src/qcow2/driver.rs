@@ -14,7 +14,8 @@ use super::{OpenOptions, Qcow2};
 ///
 /// Options: `file` (the image), `backing` (a child, or `none`), `data-file` (a child), `lazy-refcounts`,
 /// `l2-cache-size`, `refcount-cache-size`, `cache-size`, `pass-discard-request`, `pass-discard-other`,
-/// `pass-discard-snapshot` (nothing here deletes snapshots).
+/// `pass-discard-snapshot` (nothing here deletes snapshots); `l2-cache-entry-size` and `cache-clean-interval` are checked
+/// and have no effect.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Qcow2Driver;
 
@@ -62,6 +63,9 @@ async fn open(mut options: Options, context: &OpenContext<'_>) -> Result<Qcow2<N
     let pass_discard_other = options.take_bool("pass-discard-other")?.unwrap_or(false);
     let lazy_refcounts = options.take_bool("lazy-refcounts")?;
     let (l2_cache_size, refcount_cache_size) = cache_sizes(&mut options, &defaults)?;
+    // Tables are cached whole, and stay until the space is wanted.
+    let entry_size = options.take_size("l2-cache-entry-size")?;
+    options.take_u64("cache-clean-interval")?;
     let Some(file) = options.take_child("file") else {
         return Err(OpenError::Usage("driver 'qcow2' needs the option 'file'".into()));
     };
@@ -72,9 +76,15 @@ async fn open(mut options: Options, context: &OpenContext<'_>) -> Result<Qcow2<N
 
     let file = context.open(file).await?;
     let header = Header::load(&file).await?;
+    let cluster = header.geometry.cluster_size();
+    if entry_size.is_some_and(|size| !size.is_power_of_two() || !(512..=cluster).contains(&size)) {
+        return Err(OpenError::Usage(format!(
+            "L2 cache entry size must be a power of two between 512 and the cluster size ({cluster})"
+        )));
+    }
 
     let data_file = match (data_file, header.geometry.external_data) {
-        (Some(child), _) => Some(context.open(child).await?),
+        (Some(child), _) => Some(context.open(child).await.map_err(|error| error.needed("data file"))?),
         (None, false) => None,
         (None, true) => {
             let Some(inside) = &header.data_file_name else {
@@ -84,25 +94,24 @@ async fn open(mut options: Options, context: &OpenContext<'_>) -> Result<Qcow2<N
                 return Err(not_allowed("data file", inside, "data-file"));
             }
             let child = Options::new().with("driver", "file").with("filename", beside(name.as_deref(), inside));
-            Some(context.open(child).await?)
+            Some(context.open(child).await.map_err(|error| error.needed("data file"))?)
         }
     };
     let backing = match (backing, &header.backing_name) {
-        (Backing::Child(child), _) => Some(context.read_only().open(child).await?),
         (Backing::Nothing, _) | (Backing::AsNamed, None) => None,
-        (Backing::AsNamed, Some(inside)) => {
-            if !context.flags.allow_backing {
-                return Err(not_allowed("backing file", inside, "backing.filename"));
-            }
-            let place = beside(name.as_deref(), inside);
-            let child = match &header.backing_format {
-                Some(format) => Options::new()
-                    .with("driver", format.as_str())
-                    .with_child("file", Options::from_filename(&place, context.registry)?),
-                None => Options::new().with("filename", place),
-            };
-            Some(context.read_only().open(child).await?)
+        (Backing::Child(child), Some(inside)) if !names_a_file(&child) => {
+            Some(as_named(child, inside, &header, name.as_deref(), context)?)
         }
+        (Backing::Child(child), _) => Some(child),
+        (Backing::AsNamed, Some(inside)) => {
+            Some(as_named(Options::new(), inside, &header, name.as_deref(), context)?)
+        }
+    };
+    let backing = match backing {
+        Some(child) => {
+            Some(context.read_only().open(child).await.map_err(|error| error.needed("backing file"))?)
+        }
+        None => None,
     };
     let options = OpenOptions {
         read_only: context.flags.read_only,
@@ -154,6 +163,37 @@ fn take_backing(options: &mut Options) -> Result<Backing, OpenError> {
         return Ok(Backing::Nothing);
     }
     Ok(options.take_child("backing").map_or(Backing::AsNamed, Backing::Child))
+}
+
+/// Whether options of a backing image say where it is. Those that do not (`backing.driver=raw`) add to what the image
+/// says of it, and go before it.
+fn names_a_file(child: &Options) -> bool {
+    child.iter().any(|(key, _)| matches!(key, "file" | "filename" | "server" | "path" | "host"))
+}
+
+/// The backing image that `image` names, opened with `options` on top.
+fn as_named(
+    options: Options,
+    inside: &str,
+    header: &Header,
+    image: Option<&str>,
+    context: &OpenContext<'_>,
+) -> Result<Options, OpenError> {
+    if !context.flags.allow_backing {
+        return Err(not_allowed("backing file", inside, "backing.filename"));
+    }
+    let place = beside(image, inside);
+    let stated = options.text("driver").is_some();
+    let named = match &header.backing_format {
+        Some(format) if !stated => Options::new().with("driver", format.as_str()),
+        _ => Options::new(),
+    };
+    let named = if stated || header.backing_format.is_some() {
+        named.with_child("file", Options::from_filename(&place, context.registry)?)
+    } else {
+        named.with("filename", place)
+    };
+    Ok(options.or(named))
 }
 
 fn not_allowed(what: &str, inside: &str, option: &str) -> OpenError {

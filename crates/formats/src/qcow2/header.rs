@@ -187,6 +187,11 @@ impl Header {
                 v3.compression_type = 0;
             }
         }
+        // Wrong even if the name is empty: it also ends the extensions.
+        let backing_offset = raw.backing_file_offset.get();
+        if usize::try_from(backing_offset).map_or(true, |offset| offset > cluster.len()) {
+            return Err(image(format!("invalid backing file offset {backing_offset:#x}: past the first cluster")));
+        }
         let extensions = Extensions::parse(cluster, header_length, raw.backing_file_offset.get())?;
         let incompatible = v3.incompatible_features.get();
         extensions.refuse_unknown(incompatible)?;
@@ -267,17 +272,12 @@ impl Header {
             return Err(image("reference count table at offset 0"));
         }
         if self.snapshots > SNAPSHOTS_MAX {
-            return Err(image(format!("{} snapshots are more than {SNAPSHOTS_MAX}", self.snapshots)));
+            let (found, max) = (self.snapshots, SNAPSHOTS_MAX);
+            return Err(image(format!("snapshot table too large: {found} snapshots, at most {max} are supported")));
         }
-        if self.snapshots > 0 {
-            table(
-                geometry,
-                "snapshot table",
-                self.snapshots_offset,
-                u64::from(self.snapshots).saturating_mul(40),
-                64 << 20,
-            )?;
-        }
+        // Without snapshots too: whoever makes the first one trusts the offset.
+        let bytes = u64::from(self.snapshots).saturating_mul(40);
+        table(geometry, "snapshot table", self.snapshots_offset, bytes, 64 << 20)?;
         if geometry.external_data && self.snapshots > 0 {
             return Err(image("an external data file and internal snapshots exclude each other"));
         }

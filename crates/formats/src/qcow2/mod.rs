@@ -577,14 +577,22 @@ impl<D: BlockDevice> BlockDevice for Qcow2<D> {
 
     async fn read_vm_state(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         self.check_usable()?;
+        self.vm_state_range(at, buf.len() as u64)?;
+        if buf.is_empty() {
+            return Ok(());
+        }
         self.file.event(Event::VmstateLoad).await;
         self.vm_state_read(at, buf).await
     }
 
     async fn write_vm_state(&self, at: u64, data: &[u8]) -> Result<()> {
         self.check_writable(0, 0)?;
+        self.vm_state_range(at, data.len() as u64)?;
+        if data.is_empty() {
+            return Ok(());
+        }
         self.file.event(Event::VmstateSave).await;
-        if data.is_empty() { Ok(()) } else { self.vm_state_write(at, data).await }
+        self.vm_state_write(at, data).await
     }
 
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
