@@ -109,6 +109,14 @@ pub enum OpenError {
         /// What could not be had, in QEMU's words: `"write"`, `shared "write"`, `"consistent read"`.
         lock: String,
     },
+    /// A file that the image needs, such as its backing file, could not be opened.
+    #[error("could not open the {role}: {source}")]
+    Needed {
+        /// What it is to the image: `backing file`, `data file`.
+        role: &'static str,
+        /// Why it could not be opened.
+        source: Box<OpenError>,
+    },
     /// The image is not what the driver takes: damaged, unsupported, or something else altogether.
     #[error("{0}")]
     Image(String),
@@ -135,10 +143,23 @@ impl OpenError {
         Self::Io { what: what.into(), source: source.into() }
     }
 
+    /// The same failure, said of a file that an image needs.
+    ///
+    /// What asks for another way of opening (a format to be stated, a graph too deep) stays as it is: it names the
+    /// option that is meant, and would be said once for each image of a chain.
+    #[must_use]
+    pub fn needed(self, role: &'static str) -> Self {
+        match self {
+            Self::Unrecognised { .. } | Self::Usage(_) | Self::Option(_) => self,
+            source => Self::Needed { role, source: Box::new(source) },
+        }
+    }
+
     /// The error number nearest to the cause.
     pub fn errno(&self) -> Errno {
         match self {
             Self::Io { source, .. } => source.errno,
+            Self::Needed { source, .. } => source.errno(),
             Self::UnknownDriver { .. } => Errno::NOENT,
             Self::Locked { .. } => Errno::AGAIN,
             Self::Option(_) | Self::Image(_) | Self::Unrecognised { .. } | Self::Usage(_) => Errno::INVAL,
