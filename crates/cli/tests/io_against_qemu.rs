@@ -193,6 +193,11 @@ fn the_other_commands() {
 }
 
 #[test]
+fn the_vm_state() {
+    compare_table(include_str!("io_tables/vmstate.txt"));
+}
+
+#[test]
 fn formats() {
     compare_table(include_str!("io_tables/formats.txt"));
 }

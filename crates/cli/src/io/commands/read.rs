@@ -119,8 +119,7 @@ async fn read(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Outcome
     }
     let mut data = vec![UNREAD; capacity];
     let start = Instant::now();
-    let result =
-        if vm_state { disk.read_vm_state(at, &mut data).await } else { disk.read(at, &mut data).await };
+    let result = if vm_state { disk.read_vm_state(at, &mut data).await } else { disk.read(at, &mut data).await };
     let elapsed = start.elapsed();
     if let Err(error) = result {
         reply.failed("read", &error);

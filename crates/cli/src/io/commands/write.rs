@@ -159,8 +159,7 @@ async fn write(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Outcom
         }
     };
     // Asked before memory is taken.
-    let possible =
-        if asked.vm_state { disk.write_vm_state(at, &[]).await } else { disk.check_bounds(at, bytes) };
+    let possible = if asked.vm_state { disk.write_vm_state(at, &[]).await } else { disk.check_bounds(at, bytes) };
     let data = match (asked.zeroes || possible.is_err(), &asked.source) {
         (true, _) => Vec::new(),
         (false, None) => vec![asked.pattern.unwrap_or(PATTERN); usize::try_from(bytes).unwrap_or(0)],
