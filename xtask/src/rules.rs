@@ -56,7 +56,7 @@ const BANS: &[Ban] = &[
 ];
 
 /// Crates in their order: each depends only on those before it.
-const ORDER: &[&str] = &["block", "formats", "verify", "nbd", "cli"];
+const ORDER: &[&str] = &["block", "formats", "verify", "nbd", "check", "report", "cli"];
 
 /// Runs every rule.
 pub(crate) fn run() -> anyhow::Result<()> {

@@ -1,0 +1,10 @@
+//! TODO
+
+pub(crate) mod codes;
+pub(crate) mod header;
+
+use crate::context::Context;
+
+pub(crate) fn analyse(cx: &mut Context<'_>) {
+    cx.could_not("not yet");
+}

@@ -1,0 +1,314 @@
+//! How often each host cluster is referred to, in bounded memory.
+//!
+//! One bit says "referred to"; a page of counters exists only where something was referred to more than once. Pages come
+//! into being when first touched, and are paid for out of the [`Budget`]. Where that ends, the work is done window by window
+//! of the file ([`in_windows`]): more passes, never more memory.
+//!
+//! Adding takes `&self`: threads share one tally. The sums do not depend on their order.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use crate::budget::{Budget, Full};
+
+/// Clusters in a page.
+const PAGE: u64 = 1 << 15;
+const WORDS: usize = (PAGE / 64) as usize;
+const BITS_BYTES: u64 = PAGE / 8;
+
+/// References beyond the first, up to 254; 255 means "see `many`".
+type Extra = Box<[AtomicU8]>;
+
+struct Page {
+    bits: Box<[AtomicU64]>,
+    extra: OnceLock<Extra>,
+}
+
+/// References per host cluster, within a window of clusters.
+pub(crate) struct Tally<'b> {
+    window: Range<u64>,
+    pages: Vec<OnceLock<Page>>,
+    /// References beyond the first, of clusters that have more than a byte can count.
+    many: Mutex<BTreeMap<u64, u64>>,
+    budget: &'b Budget,
+    taken: AtomicU64,
+}
+
+impl<'b> Tally<'b> {
+    /// Nothing is referred to yet. The index of pages is paid for at once.
+    pub(crate) fn new(window: Range<u64>, budget: &'b Budget) -> Result<Self, Full> {
+        let pages = window.end.saturating_sub(window.start).div_ceil(PAGE);
+        let bytes = pages.saturating_mul(size_of::<OnceLock<Page>>() as u64);
+        budget.take(bytes)?;
+        let pages = usize::try_from(pages).map_err(|_| Full)?;
+        Ok(Self {
+            window,
+            pages: std::iter::repeat_with(OnceLock::new).take(pages).collect(),
+            many: Mutex::default(),
+            budget,
+            taken: AtomicU64::new(bytes),
+        })
+    }
+
+    /// Which clusters it counts.
+    pub(crate) fn window(&self) -> Range<u64> {
+        self.window.clone()
+    }
+
+    /// Counts `times` references to one cluster; whether there was one before. Outside the window nothing is counted.
+    pub(crate) fn add(&self, cluster: u64, times: u64) -> Result<bool, Full> {
+        if !self.window.contains(&cluster) || times == 0 {
+            return Ok(false);
+        }
+        let at = cluster.saturating_sub(self.window.start);
+        let page = self.page(at)?;
+        let mask = 1u64 << (at % 64);
+        let word = page.bits.get(usize::try_from(at % PAGE / 64).unwrap_or(0)).ok_or(Full)?;
+        // Looked at first: an atomic write to a bit that is set already would cost as much as one that sets it.
+        let before = word.load(Ordering::Relaxed) & mask != 0 || word.fetch_or(mask, Ordering::Relaxed) & mask != 0;
+        let more = if before { times } else { times.saturating_sub(1) };
+        if more > 0 {
+            self.add_extra(page, cluster, more)?;
+        }
+        Ok(before)
+    }
+
+    /// Counts one reference to each of `count` clusters; whether any had one before.
+    pub(crate) fn add_run(&self, first: u64, count: u64) -> Result<bool, Full> {
+        let end = first.saturating_add(count).min(self.window.end);
+        let mut cluster = first.max(self.window.start);
+        let mut before = false;
+        while cluster < end {
+            let at = cluster.saturating_sub(self.window.start);
+            let page = self.page(at)?;
+            let bit = at % 64;
+            let here = end.saturating_sub(cluster).min(64u64.saturating_sub(bit));
+            let mask = u64::MAX.checked_shr(u32::try_from(64u64.saturating_sub(here)).unwrap_or(0)).unwrap_or(0) << bit;
+            let word = page.bits.get(usize::try_from(at % PAGE / 64).unwrap_or(0)).ok_or(Full)?;
+            let mut twice = word.fetch_or(mask, Ordering::Relaxed) & mask;
+            before |= twice != 0;
+            while twice != 0 {
+                let of = u64::from(twice.trailing_zeros());
+                self.add_extra(page, cluster.saturating_sub(bit).saturating_add(of), 1)?;
+                twice &= twice.wrapping_sub(1);
+            }
+            cluster = cluster.saturating_add(here);
+        }
+        Ok(before)
+    }
+
+    /// References to a cluster; 0 outside the window.
+    pub(crate) fn count(&self, cluster: u64) -> u64 {
+        if !self.window.contains(&cluster) {
+            return 0;
+        }
+        let at = cluster.saturating_sub(self.window.start);
+        let slot = usize::try_from(at / PAGE).ok().and_then(|index| self.pages.get(index));
+        let Some(page) = slot.and_then(OnceLock::get) else { return 0 };
+        let word = page.bits.get(usize::try_from(at % PAGE / 64).unwrap_or(0));
+        if word.is_none_or(|word| word.load(Ordering::Relaxed) >> (at % 64) & 1 == 0) {
+            return 0;
+        }
+        let extra = page.extra.get().and_then(|extra| extra.get(usize::try_from(at % PAGE).unwrap_or(0)));
+        match extra.map_or(0, |extra| extra.load(Ordering::Relaxed)) {
+            u8::MAX => self.lock_many().get(&cluster).copied().unwrap_or(0).saturating_add(1),
+            more => u64::from(more).saturating_add(1),
+        }
+    }
+
+    /// Stretches of clusters with equal counts, in order, over the whole window.
+    pub(crate) fn runs(&self, mut each: impl FnMut(Range<u64>, u64)) {
+        let mut run: Option<(Range<u64>, u64)> = None;
+        let mut add = |range: Range<u64>, count: u64| match &mut run {
+            Some((whole, of)) if *of == count => whole.end = range.end,
+            _ => {
+                if let Some((whole, of)) = run.replace((range, count)) {
+                    each(whole, of);
+                }
+            }
+        };
+        for (index, slot) in self.pages.iter().enumerate() {
+            let start = self.window.start.saturating_add((index as u64).saturating_mul(PAGE));
+            let end = start.saturating_add(PAGE).min(self.window.end);
+            let Some(page) = slot.get() else {
+                add(start..end, 0);
+                continue;
+            };
+            let mut cluster = start;
+            while cluster < end {
+                let at = cluster.saturating_sub(start);
+                let word = page.bits.get(usize::try_from(at / 64).unwrap_or(0));
+                let word = word.map_or(0, |word| word.load(Ordering::Relaxed)) >> (at % 64);
+                let here = 64u64.saturating_sub(at % 64).min(end.saturating_sub(cluster));
+                if page.extra.get().is_some() && word & 1 == 1 {
+                    add(cluster..cluster.saturating_add(1), self.count(cluster));
+                    cluster = cluster.saturating_add(1);
+                    continue;
+                }
+                let same = if word & 1 == 1 { word.trailing_ones() } else { word.trailing_zeros() };
+                let same = u64::from(same).clamp(1, here);
+                add(cluster..cluster.saturating_add(same), word & 1);
+                cluster = cluster.saturating_add(same);
+            }
+        }
+        if let Some((whole, of)) = run {
+            each(whole, of);
+        }
+    }
+
+    fn page(&self, at: u64) -> Result<&Page, Full> {
+        let slot = usize::try_from(at / PAGE).ok().and_then(|index| self.pages.get(index)).ok_or(Full)?;
+        if let Some(page) = slot.get() {
+            return Ok(page);
+        }
+        self.take(BITS_BYTES)?;
+        let mut ours = false;
+        let page = slot.get_or_init(|| {
+            ours = true;
+            Page { bits: std::iter::repeat_with(AtomicU64::default).take(WORDS).collect(), extra: OnceLock::new() }
+        });
+        if !ours {
+            self.give(BITS_BYTES);
+        }
+        Ok(page)
+    }
+
+    #[cold]
+    fn add_extra(&self, page: &Page, cluster: u64, more: u64) -> Result<(), Full> {
+        if page.extra.get().is_none() {
+            self.take(PAGE)?;
+            let mut ours = false;
+            page.extra.get_or_init(|| {
+                ours = true;
+                std::iter::repeat_with(AtomicU8::default).take(PAGE as usize).collect()
+            });
+            if !ours {
+                self.give(PAGE);
+            }
+        }
+        let at = cluster.saturating_sub(self.window.start) % PAGE;
+        let slot = page.extra.get().and_then(|extra| extra.get(usize::try_from(at).unwrap_or(0))).ok_or(Full)?;
+        let counted = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
+            u8::try_from(u64::from(now).saturating_add(more)).ok().filter(|sum| *sum < u8::MAX)
+        });
+        if counted.is_ok() {
+            return Ok(());
+        }
+        // Too many for a byte. The lock orders those who overflow; a byte that is 255 never changes again.
+        let mut many = self.lock_many();
+        let before = slot.swap(u8::MAX, Ordering::Relaxed);
+        if before != u8::MAX {
+            self.take(64)?;
+        }
+        let sum = many.entry(cluster).or_default();
+        let before = if before == u8::MAX { 0 } else { u64::from(before) };
+        *sum = sum.saturating_add(before).saturating_add(more);
+        Ok(())
+    }
+
+    fn lock_many(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.many.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), Full> {
+        self.budget.take(bytes)?;
+        self.taken.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn give(&self, bytes: u64) {
+        self.budget.give(bytes);
+        self.taken.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Tally<'_> {
+    fn drop(&mut self) {
+        self.budget.give(self.taken.load(Ordering::Relaxed));
+    }
+}
+
+/// Does work over `units` in as few windows as memory allows: a window that is [`Full`] is begun again with half of it.
+///
+/// `work` must leave nothing behind when it fails. A window of one page always goes on: [`Full`] is returned then.
+pub(crate) fn in_windows(units: u64, mut work: impl FnMut(Range<u64>) -> Result<(), Full>) -> Result<(), Full> {
+    let (mut start, mut size) = (0u64, units.max(1));
+    while start < units {
+        let end = start.saturating_add(size).min(units);
+        match work(start..end) {
+            Ok(()) => start = end,
+            Err(Full) if size > PAGE => size = (size / 2).next_multiple_of(PAGE),
+            Err(Full) => return Err(Full),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+mod tests {
+    use super::*;
+
+    /// The same as a plain vector counts, over single references and runs that cross words, pages and the window.
+    #[test]
+    fn counts_as_a_vector_does() {
+        let budget = Budget::new(16 << 20);
+        let window = 1000..1000 + 3 * PAGE + 17;
+        let tally = Tally::new(window.clone(), &budget).unwrap();
+        let mut model = vec![0u64; (window.end + 100) as usize];
+        let mut state = 7u64;
+        let mut next = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for _ in 0..4000 {
+            let first = next(window.end + 50);
+            if next(2) == 0 {
+                let times = if next(20) == 0 { 300 } else { next(3) };
+                let before = tally.add(first, times).unwrap();
+                if window.contains(&first) && times > 0 {
+                    assert_eq!(before, model[first as usize] > 0, "cluster {first}");
+                    model[first as usize] += times;
+                }
+            } else {
+                let count = next(200);
+                let mut had = false;
+                for cluster in (first..first + count).filter(|cluster| window.contains(cluster)) {
+                    had |= model[cluster as usize] > 0;
+                    model[cluster as usize] += 1;
+                }
+                assert_eq!(tally.add_run(first, count).unwrap(), had, "run {first}+{count}");
+            }
+        }
+        let mut seen = window.start;
+        tally.runs(|range, count| {
+            assert_eq!(range.start, seen, "runs are gapless");
+            seen = range.end;
+            for cluster in range {
+                assert_eq!(count, model[cluster as usize], "cluster {cluster}");
+                assert_eq!(tally.count(cluster), count, "cluster {cluster}");
+            }
+        });
+        assert_eq!(seen, window.end);
+        drop(tally);
+        assert_eq!(budget.left(), 16 << 20, "everything taken is given back");
+    }
+
+    #[test]
+    fn too_little_memory_means_more_windows() {
+        let budget = Budget::new(3 * BITS_BYTES);
+        let mut windows = Vec::new();
+        in_windows(8 * PAGE, |window| {
+            let tally = Tally::new(window.clone(), &budget)?;
+            for cluster in (0..8 * PAGE).step_by(100) {
+                tally.add(cluster, 1)?;
+            }
+            windows.push(window);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(windows, [0..2 * PAGE, 2 * PAGE..4 * PAGE, 4 * PAGE..6 * PAGE, 6 * PAGE..8 * PAGE]);
+    }
+}

@@ -1,0 +1,3 @@
+//! Codes.
+
+crate::code::codes! {}

@@ -1,0 +1,1 @@
+//! Renderings: what others found out, as text, JSON, SVG and HTML. Nothing is analysed here, and nothing is printed.
