@@ -182,6 +182,33 @@ fn far_away_and_with_a_longer_l1_table() {
     }
 }
 
+/// The rest of the L1 table's cluster is nobody's, whatever it holds: the table ends where the header says.
+#[test]
+fn bytes_behind_the_l1_table_are_no_entries() {
+    let disk = new_disk(&CreateOptions { size: 32_768, cluster_size: 512, ..CreateOptions::default() });
+    block_on(async {
+        let image = open(&disk);
+        image.write(0, &[9; 32_768], WriteFlags::empty()).await.unwrap();
+        image.close().await.unwrap();
+    });
+    let table = u64::from_be_bytes(disk.bytes(40, 8).try_into().unwrap());
+    let entry = disk.bytes(table, 8);
+    assert_ne!(entry, [0; 8]);
+    disk.tamper(|bytes| bytes.write(table + 8, &entry.repeat(63)));
+    block_on(async {
+        let image = open(&disk);
+        assert_eq!(vm_state(&image, 0, 4096).await, [0; 4096], "the disk's own clusters");
+        image.write_vm_state(100, &[1; 10]).await.unwrap();
+        assert_eq!(vm_state(&image, 0, 100).await, [0; 100]);
+        assert_eq!(vm_state(&image, 32_768, 4096).await, [0; 4096]);
+        image.close().await.unwrap();
+        let mut guest = vec![0; 32_768];
+        open(&disk).read(0, &mut guest).await.unwrap();
+        assert!(guest.iter().all(|&byte| byte == 9), "the disk is as it was");
+    });
+    assert_consistent(&disk, "closed");
+}
+
 /// Cluster size, size, new size, and whether the VM state survives the resize.
 const RESIZES: &[(u64, u64, u64, bool)] = &[
     (65_536, 1 << 20, 2 << 20, true),
