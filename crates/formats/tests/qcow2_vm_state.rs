@@ -438,6 +438,62 @@ fn a_power_cut_keeps_what_was_flushed() {
     assert!(cuts > 100 && unflushed_lost > 100, "the set-up bites: {cuts} cuts, {unflushed_lost} blocks lost");
 }
 
+/// A resize cut off leaves the old disk or the new one, and never the VM state in its new space. What a resize keeps is
+/// kept at every cut.
+#[test]
+fn a_power_cut_while_the_size_changes() {
+    let (mut sizes_seen, mut kept) = ([0, 0], 0);
+    for (cluster_size, old, new) in [
+        (512, 40_000, 60_000),
+        (512, 40_000, 100_000),
+        (512, 100_000, 40_000),
+        (512, 32_768, 5_000),
+        (4096, 8192, 3 << 20),
+    ] {
+        let disk = new_disk(&CreateOptions { size: old, cluster_size, ..CreateOptions::default() });
+        let image = open(&disk);
+        let (guest, state) = (stamp::bytes(0, old as usize, 1), stamp::bytes(0, 90_000, 2));
+        let begin = block_on(async {
+            image.write(0, &guest, WriteFlags::empty()).await.unwrap();
+            image.write_vm_state(0, &state).await.unwrap();
+            image.flush().await.unwrap();
+            let begin = disk.position();
+            image.resize(new, Preallocation::Off).await.unwrap();
+            image.flush().await.unwrap();
+            begin
+        });
+        let covered = 1 << (2 * u64::from(cluster_size.trailing_zeros()) - 3);
+        let keeps = old < new && old.div_ceil(covered) == new.div_ceil(covered);
+        let log = disk.log();
+        for point in interesting_points(&log).into_iter().filter(|&point| point >= begin) {
+            for cut in crash_states(&log, &disk.initial(), point, 12, 4) {
+                let what = format!("{cluster_size}: {old} to {new}: power cut at {point}, {}", cut.how);
+                let found = walker::walk(&all(&cut.image));
+                assert!(found.dirty || found.damage.is_empty(), "{what}: {found:?}");
+                let image = open(&TestDisk::growing_from_bytes(cut.image));
+                let size = image.info().size;
+                assert!(size == old || size == new, "{what}: {size}");
+                sizes_seen[usize::from(size == new)] += 1;
+                block_on(async {
+                    if keeps {
+                        kept += 1;
+                        assert_same(&vm_state(&image, 0, 90_000).await, &state, &what);
+                    }
+                    // As it is, and with what a later growth would uncover.
+                    image.resize(size + 200_000, Preallocation::Off).await.unwrap();
+                    let mut want = guest.clone();
+                    want.resize(old.min(size) as usize, 0);
+                    want.resize(size as usize + 200_000, 0);
+                    let mut got = vec![1; want.len()];
+                    image.read(0, &mut got).await.unwrap();
+                    assert_same(&got, &want, &what);
+                });
+            }
+        }
+    }
+    assert!(sizes_seen.iter().all(|&n| n > 20) && kept > 5, "the set-up bites: {sizes_seen:?}, {kept}");
+}
+
 /// I/O 1, 2, 3, … fails, once each; the write is sent again, and image and content are as if nothing had happened.
 #[test]
 fn a_failed_write_can_be_sent_again() {
