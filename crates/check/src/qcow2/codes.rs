@@ -1,3 +1,0 @@
-//! Codes.
-
-crate::code::codes! {}

@@ -1,0 +1,3 @@
+//! Header, extensions, features, snapshot table, bitmaps, encryption, names of other files.
+
+crate::code::codes! {}
