@@ -103,6 +103,20 @@ impl Options {
         self
     }
 
+    /// The same down to the leaves: groups that both have are put together.
+    ///
+    /// QEMU's way with a `json:` name, which is no more than a list of options that ranks below those given beside it.
+    #[must_use]
+    pub fn joined(self, lower: Self) -> Self {
+        let mut all = self.clone().or(lower.clone());
+        for (key, ours) in self.entries {
+            if let (Value::Tree(ours), Some(Value::Tree(theirs))) = (ours, lower.entries.get(&key)) {
+                all = all.with_child(&key, ours.joined(theirs.clone()));
+            }
+        }
+        all
+    }
+
     /// Whether nothing is left.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -103,14 +103,10 @@ async fn open(mut options: Options, context: &OpenContext<'_>) -> Result<Qcow2<N
             Some(as_named(child, inside, &header, name.as_deref(), context)?)
         }
         (Backing::Child(child), _) => Some(child),
-        (Backing::AsNamed, Some(inside)) => {
-            Some(as_named(Options::new(), inside, &header, name.as_deref(), context)?)
-        }
+        (Backing::AsNamed, Some(inside)) => Some(as_named(Options::new(), inside, &header, name.as_deref(), context)?),
     };
     let backing = match backing {
-        Some(child) => {
-            Some(context.read_only().open(child).await.map_err(|error| error.needed("backing file"))?)
-        }
+        Some(child) => Some(context.read_only().open(child).await.map_err(|error| error.needed("backing file"))?),
         None => None,
     };
     let options = OpenOptions {
@@ -183,17 +179,20 @@ fn as_named(
         return Err(not_allowed("backing file", inside, "backing.filename"));
     }
     let place = beside(image, inside);
-    let stated = options.text("driver").is_some();
-    let named = match &header.backing_format {
-        Some(format) if !stated => Options::new().with("driver", format.as_str()),
-        _ => Options::new(),
+    let options = match (&header.backing_format, options.text("driver")) {
+        (Some(format), None) => options.with("driver", format.as_str()),
+        _ => options,
     };
-    let named = if stated || header.backing_format.is_some() {
-        named.with_child("file", Options::from_filename(&place, context.registry)?)
-    } else {
-        named.with("filename", place)
+    if options.text("driver").is_none() {
+        return Ok(options.with("filename", place));
+    }
+    let named = Options::from_filename(&place, context.registry)?;
+    // `json:` may describe the whole backing image, or the file that holds it.
+    let is_whole = match named.text("driver") {
+        Some(driver) => context.registry.driver(driver)?.kind() == DriverKind::Format,
+        None => true,
     };
-    Ok(options.or(named))
+    Ok(if is_whole { options.joined(named) } else { options.joined(Options::new().with_child("file", named)) })
 }
 
 fn not_allowed(what: &str, inside: &str, option: &str) -> OpenError {

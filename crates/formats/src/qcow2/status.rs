@@ -23,7 +23,8 @@ impl<D: BlockDevice> Qcow2<D> {
         Ok(status)
     }
 
-    async fn status_piece(&self, at: u64, end: u64) -> Result<BlockStatus> {
+    /// The piece that begins at `at`. The caller has its clusters locked.
+    pub(crate) async fn status_piece(&self, at: u64, end: u64) -> Result<BlockStatus> {
         let slot = self.l1_slot(at);
         let end = end.min(self.slot_end(slot));
         let table = self.l2_table(slot).await.map_err(|e| e.at(at))?;

@@ -41,15 +41,45 @@ impl<D: BlockDevice> Qcow2<D> {
 
     /// Zeroes a range that the caller has locked exclusively. It may reach past the end of the disk.
     pub(crate) async fn zero_locked(&self, at: u64, end: u64, unmap: bool) -> Result<()> {
-        let (start, stop) = self.whole_units(at, end, self.zero_unit());
+        let (wide_at, wide_end) = self.widened(at, end).await;
+        let (start, stop) = self.whole_units(wide_at, wide_end, self.zero_unit());
         if start >= stop {
             return self.zero_bytes(at, end).await;
         }
-        if at < start {
+        if wide_at < start {
             self.zero_bytes(at, start).await?;
         }
         self.zero_units(start, stop, unmap).await?;
-        if stop < end { self.zero_bytes(stop, end).await } else { Ok(()) }
+        if stop < wide_end { self.zero_bytes(stop, end).await } else { Ok(()) }
+    }
+
+    /// The range with its first and last unit made whole where the rest of them reads as zeroes already: then the map
+    /// can say what would have to be written. The caller has the clusters locked, so the rest stays as it is.
+    async fn widened(&self, at: u64, end: u64) -> (u64, u64) {
+        let unit = self.zero_unit();
+        if self.geometry.version < 3 || self.geometry.raw_external {
+            return (at, end);
+        }
+        let (first, last) = (at / unit * unit, end.next_multiple_of(unit));
+        let left = first == at || self.sees_zero(first, at).await;
+        // The unit that holds the end of the disk has no rest.
+        let right = last == end || end == self.size.get() || self.sees_zero(end, last.min(self.size.get())).await;
+        (if left { first } else { at }, if right && end != self.size.get() { last } else { end })
+    }
+
+    /// Whether a guest would read zeroes, as far as maps tell: ours, and those of what lies below. A doubt is a no.
+    async fn sees_zero(&self, at: u64, end: u64) -> bool {
+        if self.backing.is_none() && self.has_backing() {
+            return false; // what lies below was not given to us
+        }
+        let mut at = at;
+        while at < end {
+            match self.status_piece(at, end).await {
+                Ok(piece) if piece.zero => at += piece.len,
+                _ => return false,
+            }
+        }
+        true
     }
 
     /// Whether zeroing needs no data to be written.
@@ -102,9 +132,9 @@ impl<D: BlockDevice> Qcow2<D> {
         while at < end {
             let stop = self.upto(at, end).min(at + zeroes.len() as u64);
             let table = self.l2_table(self.l1_slot(at)).await?;
-            // Zero in the map because nothing lies below: if the image names a backing file that was not given to us,
-            // that is no promise.
-            let sure = self.backing.is_some() || !self.has_backing();
+            // Zero in the map because nothing lies below, and never will: a backing file that ends before this may grow,
+            // or was not given to us.
+            let sure = !self.has_backing();
             if !(sure && self.is_zero_by_map(table.as_deref(), at, stop)) {
                 drop(table);
                 self.write_locked(at, &zeroes[..index(stop - at)]).await?;
@@ -120,7 +150,10 @@ impl<D: BlockDevice> Qcow2<D> {
         while at < stop {
             let slot = self.l1_slot(at);
             let end = stop.min(self.slot_end(slot));
-            if self.l2_table(slot).await?.is_none() && !self.has_backing() {
+            // Version 3 says zero even of what reads as zeroes for want of a backing file, as QEMU does: this layer was
+            // told so, and still says it if the image is put over another one.
+            let says_zero = self.geometry.version >= 3 && !self.geometry.raw_external;
+            if !says_zero && self.l2_table(slot).await?.is_none() && !self.has_backing() {
                 at = end;
                 continue;
             }
@@ -150,9 +183,6 @@ impl<D: BlockDevice> Qcow2<D> {
         let start = self.geometry.cluster_start(at);
         let mask = self.geometry.touched(at - start, end - start);
         if old.zero & mask == mask && !(unmap && old.host.is_some() && mask == self.geometry.all_subclusters()) {
-            return Ok(());
-        }
-        if old.is_unallocated() && old.host.is_none() && !self.has_backing() {
             return Ok(());
         }
         if mask != self.geometry.all_subclusters() {
@@ -218,14 +248,19 @@ impl<D: BlockDevice> Qcow2<D> {
         if self.geometry.version < 3 && self.has_backing() {
             return Ok(()); // without a zero flag a discard would expose the backing file (bug gallery G26)
         }
-        self.unmap_clusters(start, stop).await
+        // What was written stays this layer's to tell, as in QEMU: it reads as zeroes whatever the image is put over.
+        self.unmap(start, stop, self.geometry.version >= 3).await
     }
 
     /// Takes whole clusters out of the map: unallocated where nothing lies below, else zero.
     pub(crate) async fn unmap_clusters(&self, start: u64, stop: u64) -> Result<()> {
-        let mut at = start;
         // In version 2 only a resize comes here with a backing file, for clusters that are out of sight.
-        let backed = self.has_backing() && self.geometry.version >= 3;
+        self.unmap(start, stop, self.has_backing() && self.geometry.version >= 3).await
+    }
+
+    /// Takes whole clusters that are in the map out of it, or says zero of them instead.
+    async fn unmap(&self, start: u64, stop: u64, say_zero: bool) -> Result<()> {
+        let mut at = start;
         while at < stop {
             let slot = self.l1_slot(at);
             let end = stop.min(self.slot_end(slot));
@@ -237,7 +272,7 @@ impl<D: BlockDevice> Qcow2<D> {
             while at < end {
                 let old = self.mapping_or_fail(Some(&table), at).await?;
                 let nothing = old.is_unallocated() && old.host.is_none();
-                let zero = if backed { self.geometry.all_subclusters() } else { 0 };
+                let zero = if say_zero { self.geometry.all_subclusters() } else { 0 };
                 let new = Mapping { zero, ..Mapping::default() };
                 if !nothing && old != new {
                     self.set_mapping(&table, at, &new);
