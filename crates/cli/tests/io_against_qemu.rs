@@ -52,6 +52,18 @@ fn make_images(dir: &Path) {
     std::fs::File::create(dir.join("odd.raw")).unwrap().set_len(1_000_001).unwrap();
     std::fs::write(dir.join("abc"), "abc").unwrap();
     std::fs::write(dir.join("empty"), "").unwrap();
+    // Images whose other files are gone, and one that names its backing image by a list of options.
+    let json = "json:{\"driver\":\"raw\",\"size\":1024,\"file\":{\"driver\":\"file\",\"filename\":\"a.raw\"}}";
+    for (name, options) in [
+        ("lost.qcow2", "backing_file=gone.raw,backing_fmt=raw".to_owned()),
+        ("lostdata.qcow2", "data_file=gone.data".to_owned()),
+        ("jsonback.qcow2", format!("backing_fmt=raw,backing_file={}", json.replace(',', ",,"))),
+    ] {
+        let mut make = Command::new("qemu-img");
+        make.args(["create", "-q", "-u", "-f", "qcow2", "-o", &options, name, "1M"]).current_dir(dir);
+        assert!(make.status().unwrap().success(), "qemu-img could not make {name}");
+    }
+    std::fs::remove_file(dir.join("gone.data")).unwrap();
     let header = std::fs::read(dir.join("a.qcow2")).unwrap();
     std::fs::write(dir.join("qcow2-header"), &header[..512]).unwrap();
 }
@@ -64,7 +76,7 @@ fn see(program: &str, pristine: &Path, row: &Row) -> Seen {
         let entry = entry.unwrap();
         let name = entry.file_name().to_string_lossy().into_owned();
         let named = row.image == name || row.args.iter().any(|arg| arg.contains(&name));
-        if named || (name == "a.raw" && row.image == "top.qcow2") {
+        if named || (name == "a.raw" && matches!(row.image.as_str(), "top.qcow2" | "jsonback.qcow2")) {
             std::fs::copy(entry.path(), dir.path().join(name)).unwrap();
         }
     }

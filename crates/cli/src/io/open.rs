@@ -109,7 +109,13 @@ async fn try_open(spec: &OpenSpec, registry: &Registry, reply: &mut Reply) -> Re
     };
     let qemu_probes = reply.as_qemu_io() && options.text("driver").is_none();
     let options = match &spec.name {
-        Some(name) => named(options, name, &context, qemu_probes).map_err(|error| words(&error, spec, reply))?,
+        Some(name) => match name.strip_prefix("json:") {
+            // `-f` may repeat the driver or overrule it; this program by its own name asks which of the two is meant.
+            Some(text) if reply.as_qemu_io() => {
+                options.joined(Options::from_json(text).map_err(|error| words(&error.into(), spec, reply))?)
+            }
+            _ => named(options, name, &context, qemu_probes).map_err(|error| words(&error, spec, reply))?,
+        },
         None => options,
     };
     open_guessing(&context, options, spec.name.as_deref(), reply).await.map_err(|error| words(&error, spec, reply))
@@ -185,9 +191,19 @@ fn check_modes(spec: &OpenSpec, options: &Options) -> Result<(), String> {
 
 /// Adds the filename. QEMU also probes what a `nbd://` name holds, our graph does not.
 fn named(options: Options, name: &str, context: &OpenContext<'_>, qemu_probes: bool) -> Result<Options, OpenError> {
-    if qemu_probes && !name.starts_with("json:") && !options.iter().any(|(key, _)| key == "file") {
-        let file = Options::from_filename(name, context.registry)?;
-        return Ok(options.with_child("file", file));
+    if qemu_probes && !name.starts_with("json:") {
+        let given = options.iter().find(|(key, _)| *key == "file").map(|(_, value)| value.clone());
+        let below = match given {
+            None => Some(Options::from_filename(name, context.registry)?),
+            // What stands there besides the driver is about the node that the name means.
+            Some(Value::Tree(file)) if file.text("driver").is_none() && file.text("filename").is_none() => {
+                Some(file.joined(Options::from_filename(name, context.registry)?))
+            }
+            Some(_) => None,
+        };
+        if let Some(file) = below {
+            return Ok(options.with_child("file", file));
+        }
     }
     context.with_filename(options, name)
 }
@@ -239,6 +255,13 @@ fn words(error: &OpenError, spec: &OpenSpec, reply: &mut Reply) -> String {
             let server = what.strip_prefix("nbd server ").unwrap_or(what);
             format!("Failed to connect to '{server}': {}", source.errno)
         }
+        OpenError::Needed { role: "backing file", source } => {
+            format!("Could not open backing file: {}", words(source, &OpenSpec::default(), reply))
+        }
+        OpenError::Needed { source, .. } => words(source, &OpenSpec::default(), reply),
+        OpenError::Io { what, source } if what.starts_with("Could not open '") => {
+            format!("{what}: {}", source.errno)
+        }
         OpenError::Io { source, .. } if spec.name.as_deref().is_none_or(|name| !name.contains("://")) => {
             let name = spec
                 .name
@@ -248,13 +271,50 @@ fn words(error: &OpenError, spec: &OpenSpec, reply: &mut Reply) -> String {
         }
         _ => {
             let text = error.to_string();
-            match text.split_once("' is a directory") {
-                Some((name, _)) => format!("Could not open {name}': Is a directory"),
-                None if text.starts_with("image is not in ") => text.replacen('i', "I", 1),
-                None => text,
+            match text.split_once("' is ") {
+                Some((name, "a directory, neither a regular file nor a block device")) if !spec.flags.read_only => {
+                    format!("Could not open {name}': Is a directory")
+                }
+                Some((name, what)) if what.ends_with("neither a regular file nor a block device") => {
+                    format!("'file' driver requires {name}' to be a regular file")
+                }
+                _ => image_words(&text).map_or_else(|| capital(text), str::to_owned),
             }
         }
     }
+}
+
+/// QEMU's words for a damaged image, which name the place and nothing more.
+fn image_words(text: &str) -> Option<&'static str> {
+    const WORDS: [(&str, &str); 20] = [
+        ("image is not in qcow2 format", "Image is not in qcow2 format"),
+        ("image does not contain a", "Image does not contain a reference count table"),
+        ("qcow2 header length", "qcow2 header exceeds cluster size"),
+        ("invalid backing file offset", "Invalid backing file offset"),
+        ("backing file name too long", "Backing file name too long"),
+        ("backing file name reaches", "Backing file name too long"),
+        ("header extension", "Header extension too large"),
+        ("reference count table too large", "Reference count table too large"),
+        ("invalid reference count table", "Reference count table offset invalid"),
+        ("reference count entry width", "Reference count entry width too large; may not exceed 64 bits"),
+        ("snapshot table too large", "Snapshot table too large"),
+        ("invalid snapshot table offset", "Snapshot table offset invalid"),
+        ("active L1 table too large", "Active L1 table too large"),
+        ("invalid active L1 table offset", "Active L1 table offset invalid"),
+        ("L1 table at ", "Could not read L1 table: Input/output error"),
+        ("L1 table is too small", "L1 table is too small"),
+        ("virtual size ", "Image is too big"),
+        ("compression type 1 without", "qcow2: Compression type incompatible feature bit must be set"),
+        ("unsupported qcow2 compression type 0", "qcow2: Compression type incompatible feature bit must not be set"),
+        ("'data-file' is required", "'data-file' is required for this image"),
+    ];
+    WORDS.into_iter().find(|(ours, _)| text.starts_with(ours)).map(|(_, theirs)| theirs)
+}
+
+/// Much of what QEMU says is what we say, as a sentence.
+fn capital(text: String) -> String {
+    let sentence = ["unsupported ", "unknown incompatible"].iter().any(|start| text.starts_with(start));
+    if sentence { text.replacen('u', "U", 1) } else { text }
 }
 
 /// QEMU's words for a wrong option.

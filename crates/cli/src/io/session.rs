@@ -63,6 +63,11 @@ impl Disk {
         &self.node
     }
 
+    /// The drivers it was opened with.
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// Properties of the node.
     pub(super) fn info(&self) -> DeviceInfo {
         self.node.info()

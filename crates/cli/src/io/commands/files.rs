@@ -2,12 +2,13 @@
 
 use std::rc::Rc;
 
-use blkproof_block::graph::{CacheMode, Options};
+use blkproof_block::graph::{CacheMode, DriverKind, Options, Registry, Value};
 
 use super::{Command, Outcome, arguments, disk};
 use crate::io::getopt::{Item, parse};
 use crate::io::open::{self, OpenSpec};
 use crate::io::reply::Reply;
+use crate::io::session::Disk;
 use crate::io::shell::Shell;
 
 pub(super) const OPEN: Command = Command {
@@ -212,10 +213,10 @@ async fn apply(shell: &mut Shell, mut change: Change, reply: &mut Reply) -> Resu
     spec.flags.cache.writeback = disk.is_writeback();
     let options = match &change.options {
         Some(text) => {
-            let text = open::spelled_out(text, reply);
+            let text = changes(&open::spelled_out(text, reply), &spec, &disk)?;
             let options = Options::from_image_opts(&text).map_err(|error| error.to_string())?;
-            change.options = Some(text);
-            Some(options)
+            change.options = Some(text.clone()).filter(|text| !text.is_empty());
+            Some(options).filter(|_| !text.is_empty())
         }
         None => None,
     };
@@ -270,6 +271,52 @@ async fn apply(shell: &mut Shell, mut change: Change, reply: &mut Reply) -> Resu
     }
 }
 
+/// The part of a list of options that would change something. Drivers and node names may be repeated, not changed.
+fn changes(text: &str, spec: &OpenSpec, disk: &Disk) -> Result<String, String> {
+    let opened = spec.options.as_deref().and_then(|text| Options::from_image_opts(text).ok()).unwrap_or_default();
+    let mut rest: Vec<&str> = Vec::new();
+    for item in text.split_inclusive(',') {
+        let (path, value) = item.trim_end_matches(',').split_once('=').unwrap_or((item, ""));
+        let option = path.rsplit('.').next().unwrap_or(path);
+        let same = match option {
+            "node-name" => at_path(&opened, path) == Some(value.to_owned()),
+            "driver" => match at_path(&opened, path) {
+                Some(driver) => driver == value,
+                None => is_driver_of(disk, path, value),
+            },
+            _ => {
+                rest.push(item);
+                continue;
+            }
+        };
+        if !same {
+            return Err(format!("Cannot change the option '{option}'"));
+        }
+    }
+    Ok(rest.concat().trim_end_matches(',').to_owned())
+}
+
+/// Whether the node at `path` (`driver`, `file.driver`, `backing.driver`) can be one of that driver, as far as we know
+/// from here: the image itself, files below it, images behind it.
+fn is_driver_of(disk: &Disk, path: &str, driver: &str) -> bool {
+    let kind = |registry: &Registry| registry.driver(driver).ok().map(|driver| driver.kind());
+    match path {
+        "driver" => disk.info().driver == driver,
+        "backing.driver" => kind(disk.registry()) == Some(DriverKind::Format),
+        _ => kind(disk.registry()) == Some(DriverKind::Protocol),
+    }
+}
+
+/// The text at a dotted path.
+fn at_path(options: &Options, path: &str) -> Option<String> {
+    let (key, rest) = path.split_once('.').map_or((path, None), |(key, rest)| (key, Some(rest)));
+    match (options.iter().find(|(name, _)| *name == key)?.1, rest) {
+        (Value::Text(text), None) => Some(text.clone()),
+        (Value::Tree(group), Some(rest)) => at_path(group, rest),
+        _ => None,
+    }
+}
+
 /// Options that say the same as another part of the command, or can not be changed.
 fn check_options(options: &Options, change: &Change) -> Result<(), String> {
     if change.read_only.is_some() && options.text("read-only").is_some() {
@@ -277,9 +324,6 @@ fn check_options(options: &Options, change: &Change) -> Result<(), String> {
     }
     if change.cache.is_some() && options.iter().any(|(key, _)| key == "cache") {
         return Err("Cannot set both -c and the cache options".into());
-    }
-    if options.text("driver").is_some() {
-        return Err("Cannot change the option 'driver'".into());
     }
     if options.iter().any(|(key, _)| key == "file") {
         return Err("Cannot change the option 'filename'".into());
