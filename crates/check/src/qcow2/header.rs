@@ -83,6 +83,20 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
+    /// The geometry these fields mean; `None` if clusters can not be computed with them.
+    pub(crate) fn of(header: &Header) -> Option<Self> {
+        let usable = (9..=30).contains(&header.cluster_bits) && header.refcount_order <= 6;
+        usable.then_some(Self {
+            cluster_bits: header.cluster_bits,
+            refcount_order: header.refcount_order,
+            size: header.size,
+            extended_l2: header.incompatible & 1 << 4 != 0,
+            external_data: header.incompatible & 1 << 2 != 0,
+            version: header.version.clamp(2, 3),
+            zstd: header.compression_type == 1,
+        })
+    }
+
     pub(crate) fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
     }
