@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::finding::Finding;
 use crate::map::Class;
 
 bitflags::bitflags! {
@@ -22,6 +23,10 @@ bitflags::bitflags! {
         const HOST = 1 << 5;
         /// Tests passed ([`Event::Confirm`]).
         const CONFIRM = 1 << 6;
+        /// Sections with their summaries ([`Event::Section`], [`Event::Summary`]).
+        const SECTIONS = 1 << 7;
+        /// Each finding in its section ([`Event::Problem`]), and flawed entries also of tables not asked for.
+        const PROBLEMS = 1 << 8;
     }
 }
 
@@ -49,6 +54,8 @@ pub enum Event<'a> {
     Confirm(&'a str),
     /// Something worth knowing.
     Info(&'a str),
+    /// A finding, in the section of what it is about.
+    Problem(&'a Finding),
     /// An entry of a table.
     Entry {
         /// The table's class.
@@ -57,6 +64,9 @@ pub enum Event<'a> {
         table: u64,
         /// Index of the entry in its table.
         index: u64,
+        /// Which cluster it is about: of the guest's disk for L1 and L2 entries (the first one), of the image file for
+        /// refcounts (the first one of a block).
+        cluster: u64,
         /// The value as stored.
         raw: u64,
         /// Where it points, or the count it holds.
