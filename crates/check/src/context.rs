@@ -119,9 +119,14 @@ impl<'a> Context<'a> {
     /// Reads up to `len` bytes from `at`; what lies past the end is left out. A part the medium does not give is a finding
     /// and reads as zeroes. `what` names it, as in "the block map". Callers bound `len` and pay for it first.
     pub(crate) fn read(&mut self, at: u64, len: usize, what: &str) -> Vec<u8> {
-        let there = usize::try_from(self.file_len().saturating_sub(at)).unwrap_or(usize::MAX).min(len);
+        self.read_from(self.image, at, len, what)
+    }
+
+    /// As [`read`](Self::read), out of another view of the image (a VHDX file with its log replayed).
+    pub(crate) fn read_from(&mut self, source: &dyn Source, at: u64, len: usize, what: &str) -> Vec<u8> {
+        let there = usize::try_from(source.len().saturating_sub(at)).unwrap_or(usize::MAX).min(len);
         let mut buf = vec![0u8; there];
-        match self.image.read_at(at, &mut buf) {
+        match source.read_at(at, &mut buf) {
             Ok(read) if read < there => {
                 let end = at.saturating_add(there as u64);
                 let words = format!(
@@ -138,7 +143,7 @@ impl<'a> Context<'a> {
                 let mut bad: RangeSet<u64> = RangeSet::new();
                 for (index, sector) in buf.chunks_mut(512).enumerate() {
                     let start = at.saturating_add((index as u64).saturating_mul(512));
-                    if self.image.read_at(start, sector).is_err() {
+                    if source.read_at(start, sector).is_err() {
                         sector.fill(0);
                         bad.insert(start..start.saturating_add(sector.len() as u64));
                     }
