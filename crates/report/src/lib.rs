@@ -1,1 +1,19 @@
 //! Renderings: what others found out, as text, JSON, SVG and HTML. Nothing is analysed here, and nothing is printed.
+//!
+//! - [`human`]: the report a person reads, verdict first;
+//! - [`json`]: the same for programs, schema `blkproof.check/1`;
+//! - [`qcheck`]: qcheck's sections, chosen by its letters;
+//! - [`explain`]: what a finding's code means;
+//! - [`ddrescue`]: what the guest's disk has lost, as a map for GNU ddrescue;
+//! - [`text`]: the small parts they share.
+
+pub mod ddrescue;
+pub mod explain;
+pub mod human;
+pub mod json;
+pub mod qcheck;
+pub mod text;
+
+mod style;
+
+pub use style::Style;
