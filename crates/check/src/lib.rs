@@ -42,6 +42,7 @@ mod options;
 mod probe;
 mod tally;
 mod verdict;
+mod writer;
 
 mod parallels;
 mod qcow2;

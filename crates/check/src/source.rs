@@ -126,6 +126,10 @@ impl Source for FileSource {
         let changed = (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0));
         Some(Stamp { len: u64::try_from(stat.st_size).unwrap_or(0), changed })
     }
+
+    fn writer(&self) -> Option<String> {
+        crate::writer::writer(&self.file)
+    }
 }
 
 /// Bytes in memory: tests, and images of a simulated disk.
