@@ -23,7 +23,8 @@ pub(crate) fn writer(file: &File) -> Option<String> {
     if !shared && exclusive.is_none() {
         return None;
     }
-    let holder = exclusive.filter(|pid| *pid > 0).and_then(|pid| u32::try_from(pid).ok()).or_else(|| search(file).ok()?);
+    let holder =
+        exclusive.filter(|pid| *pid > 0).and_then(|pid| u32::try_from(pid).ok()).or_else(|| search(file).ok()?);
     Some(match holder {
         Some(pid) => format!("{} (process {pid})", program(pid)),
         None => "another process (its lock is seen, but not its number)".to_owned(),
