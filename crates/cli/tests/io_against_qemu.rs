@@ -344,6 +344,63 @@ fn misuse_of_the_program() {
     }
 }
 
+/// Whatever is wrong with a header is said in the same words.
+#[test]
+fn damaged_headers() {
+    const FIELDS: [(u64, &str); 32] = [
+        (0, "00000001"), // magic
+        (4, "00000001"), // version
+        (4, "00000004"),
+        (8, "ffffffffffffffff"), // backing file offset
+        (8, "0000000000010001"),
+        (8, "000000000000fff00000ffff"), // and length
+        (8, "000000000000040000000400"),
+        (20, "00000008"), // cluster bits
+        (20, "00000016"),
+        (24, "7fffffffffffffff"), // size
+        (36, "00000000"),         // L1 entries
+        (36, "ffffffff"),
+        (36, "00400001"),
+        (40, "1234567890abcdef"), // L1 offset
+        (40, "7fffffffffff0000"),
+        (48, "1234567890abcdef"), // refcount table
+        (48, "ffffffffffff0000"),
+        (56, "00000000"),
+        (56, "00000081"),
+        (56, "ffffffff"),
+        (60, "00010001"), // snapshots
+        (60, "ffffffff"),
+        (60, "000000011234567890abcdef"),
+        (60, "00000001ffffffffffff0000"),
+        (60, "000000001234567890abcdef"),
+        (96, "00000007"),  // refcount width
+        (100, "00000068"), // header length
+        (100, "00010008"),
+        (100, "ffffffff"),
+        (104, "01"),               // compression type
+        (112, "123456787fffffff"), // extension
+        (112, "12345678ffffffff"),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    make_images(dir.path());
+    let pristine = std::fs::read(dir.path().join("a.qcow2")).unwrap();
+    for (at, hex) in FIELDS {
+        let mut image = pristine.clone();
+        for (index, digits) in hex.as_bytes().chunks(2).enumerate() {
+            let digits = std::str::from_utf8(digits).unwrap();
+            image[usize::try_from(at).unwrap() + index] = u8::from_str_radix(digits, 16).unwrap();
+        }
+        let seen = ["qemu-io", env!("CARGO_BIN_EXE_blkproof")].map(|program| {
+            std::fs::write(dir.path().join("bad.qcow2"), &image).unwrap();
+            let mut command = Command::new(program);
+            command.arg0("qemu-io").args(["-r", "-f", "qcow2", "bad.qcow2", "-c", "length"]).current_dir(dir.path());
+            let output = command.output().unwrap();
+            (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        });
+        assert_eq!(seen[1], seen[0], "{hex} at {at}");
+    }
+}
+
 /// The harness has teeth: a run that differs in any one respect is seen to differ.
 #[test]
 fn a_difference_is_found() {

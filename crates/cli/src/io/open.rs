@@ -1,7 +1,7 @@
 //! Opening an image: qemu-io's modes, and QEMU's words for what goes wrong.
 
-use blkproof_block::Node;
 use blkproof_block::graph::{CacheMode, OpenContext, OpenError, OpenFlags, OptionError, Options, Registry, Value};
+use blkproof_block::{BlockDevice as _, Node};
 
 use super::reply::Reply;
 use super::session::Disk;
@@ -118,7 +118,46 @@ async fn try_open(spec: &OpenSpec, registry: &Registry, reply: &mut Reply) -> Re
         },
         None => options,
     };
+    if spec.snapshot {
+        return open_snapshot(&context, options, spec, reply).await.map(|node| (node, false));
+    }
     open_guessing(&context, options, spec.name.as_deref(), reply).await.map_err(|error| words(&error, spec, reply))
+}
+
+/// The image under a temporary overlay, which takes every write and is gone when the node is.
+async fn open_snapshot(
+    context: &OpenContext<'_>,
+    options: Options,
+    spec: &OpenSpec,
+    reply: &mut Reply,
+) -> Result<Node, String> {
+    // Once alone: its size is that of the overlay, and its format need not be found a second time.
+    let below = context.read_only();
+    let base = open_guessing(&below, options.clone(), spec.name.as_deref(), reply).await;
+    let (base, _) = base.map_err(|error| words(&error, spec, reply))?;
+    let info = base.info();
+    base.close().await.map_err(|error| error.to_string())?;
+    drop(base);
+    let options = if options.text("driver").is_none() { options.with("driver", info.driver) } else { options };
+
+    // An overlay may become as large as the disk, too large for a /tmp in memory.
+    let directory = std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into());
+    let could_not = |error: std::io::Error| format!("Could not create temporary overlay: {error}");
+    let file = tempfile::Builder::new().prefix("blkproof-").tempfile_in(directory).map_err(could_not)?;
+    let path = file.path().to_string_lossy().into_owned();
+    let overlay = async {
+        // Even what nobody may write to has to be made.
+        let making = OpenContext { flags: OpenFlags::default(), ..*context };
+        context.registry.driver("qcow2")?.create(&path, Some(info.size), Options::new(), &making).await?;
+        let file = Options::new().with("driver", "file").with("filename", path.as_str());
+        let options = Options::new().with("driver", "qcow2").with_child("file", file).with_child("backing", options);
+        // Nobody will ever look at it again, so nothing has to be durable.
+        let cache = CacheMode { direct: false, no_flush: true, writeback: true };
+        let context = OpenContext { flags: OpenFlags { cache, ..context.flags }, ..*context };
+        context.open(options).await
+    };
+    overlay.await.map_err(|error| words(&error, spec, reply))
+    // The name goes away here, the file with its last descriptor.
 }
 
 /// Opens a graph. QEMU guesses raw for an image in no format it knows, even for writing, and says so; we only do as
@@ -176,9 +215,6 @@ fn check_modes(spec: &OpenSpec, options: &Options) -> Result<(), String> {
     }
     if spec.copy_on_read && spec.flags.read_only {
         return Err("Can't use copy-on-read on read-only device".into());
-    }
-    if spec.snapshot {
-        return Err("temporary snapshots (-s) are not supported; create a qcow2 overlay instead".into());
     }
     if spec.copy_on_read {
         return Err("copy-on-read (-C) is not supported".into());

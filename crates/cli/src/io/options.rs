@@ -208,7 +208,7 @@ fn usage(console: &Console) -> String {
          -k, --native-aio       the same as -i native\n  \
          -m, --misalign         no effect\n  \
          -T, --trace SPEC       no effect\n  \
-         -s, --snapshot         not supported\n  \
+         -s, --snapshot         writes go to a temporary overlay, dropped at the end\n  \
          -C, --copy-on-read     not supported\n      \
          --object DEF       not supported\n\
          {more}  \

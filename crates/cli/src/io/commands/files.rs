@@ -25,7 +25,7 @@ pub(super) const OPEN: Command = Command {
  'open -n -o driver=raw /tmp/data' - opens raw data past the page cache
 
  -r           read-only
- -s           temporary snapshot (not supported)
+ -s           writes go to a temporary overlay, dropped at the end
  -C           copy on read (not supported)
  -n           bypass the page cache, short for -t none
  -U           although other programs hold the image; read-only
@@ -242,6 +242,9 @@ async fn apply(shell: &mut Shell, mut change: Change, reply: &mut Reply) -> Resu
         } else {
             disk.flush().await.map_err(|error| error.errno.to_string())
         };
+    }
+    if spec.snapshot {
+        return Err("a temporary snapshot would be lost: it can not be opened anew".into());
     }
     // Opened anew: the old node has to let go of its locks first, and comes back if the new one can not be had.
     let (was_read_only, was_writeback) = (disk.is_read_only(), disk.is_writeback());
