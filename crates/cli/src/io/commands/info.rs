@@ -39,6 +39,9 @@ fn info(shell: &mut Shell, reply: &mut Reply) -> Outcome {
         // A driver that is a protocol too has two names in QEMU, and they are the same.
         reply.out(&format!("format name: {}", info.driver));
     }
+    if reply.as_qemu_io() && info.driver == "null-co" {
+        return Outcome::Failed; // QEMU's driver has no more to say, and qemu-io takes that for a failure
+    }
     reply.out(&format!("cluster size: {}", size(u64::from(info.cluster_size))));
     reply.out(&format!("vm state offset: {}", size(vm_state_offset(&disk, &details))));
     if !details.is_empty() {
