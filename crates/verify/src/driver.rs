@@ -7,7 +7,8 @@
 use blkproof_block::graph::{Driver, DriverKind, OpenContext, OpenError, OptionError, Options};
 use blkproof_block::{LocalBoxFuture, Node};
 
-use crate::mirror::{Clock, OnMismatch, Sink, Verify, VerifyOptions};
+use crate::mirror::{Clock, Sink, Verify, VerifyOptions};
+use crate::policy::OnMismatch;
 
 /// The driver's name, and the prefix of its filenames.
 const NAME: &str = "blkverify";

@@ -19,7 +19,7 @@ use std::rc::Rc;
 use blkproof_block::ByteRange;
 
 use crate::fingerprint::Fingerprint;
-use crate::mismatch::RequestKind;
+use crate::request::RequestKind;
 use crate::{SECTOR, SECTOR_LEN, len_of};
 
 /// Memory used unless something else is asked for: 64 MiB.

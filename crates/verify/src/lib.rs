@@ -46,12 +46,16 @@ pub mod compare;
 
 mod buffers;
 mod driver;
+mod policy;
+mod request;
 
 pub use driver::VerifyDriver;
 pub use fingerprint::Fingerprint;
 pub use history::{History, Outcome, Version};
-pub use mirror::{Clock, Counters, OnMismatch, Sink, Verify, VerifyOptions};
-pub use mismatch::{BitFlip, Diagnosis, Difference, Mismatch, Request, RequestKind, Sector};
+pub use mirror::{Clock, Counters, Sink, Verify, VerifyOptions};
+pub use mismatch::{BitFlip, Diagnosis, Difference, Mismatch, Request, Sector};
+pub use policy::OnMismatch;
+pub use request::RequestKind;
 
 /// Bytes in the unit of comparison, history and diagnosis.
 pub const SECTOR: u64 = 512;

@@ -29,29 +29,11 @@ use futures_lite::future::zip;
 use crate::buffers::Buffers;
 use crate::diagnose;
 use crate::history::{self, Entry, History, Outcome, Payload};
-use crate::mismatch::{Difference, Mismatch, Request, RequestKind};
+use crate::mismatch::{Difference, Mismatch, Request};
+use crate::policy::OnMismatch;
+use crate::request::RequestKind;
 use crate::unsettled::{Candidate, Unsettled};
 use crate::{SECTOR, len_of};
-
-/// What the mirror does about a mismatch, besides telling the [`Sink`].
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub enum OnMismatch {
-    /// Goes on: the client gets what TEST answered.
-    #[default]
-    Report,
-    /// Fails the request with EIO; [`first_bad`](IoError::first_bad) is the first byte of the first bad sector.
-    Fail,
-    /// As `Report`; the program that owns the sink exits with status 1.
-    Exit,
-    /// The client gets what RAW answered.
-    RepairView,
-}
-
-impl OnMismatch {
-    /// The words of the `on-mismatch` option.
-    pub const NAMES: &'static [(&'static str, Self)] =
-        &[("report", Self::Report), ("fail", Self::Fail), ("exit", Self::Exit), ("repair-view", Self::RepairView)];
-}
 
 /// Who is told of a mismatch.
 pub type Sink = Rc<dyn Fn(&Mismatch)>;
