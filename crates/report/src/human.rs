@@ -50,7 +50,9 @@ pub fn write(out: &mut dyn fmt::Write, report: &Report, show: &Show) -> fmt::Res
     page.causes(out)?;
     page.findings(out)?;
     page.lost(out)?;
-    page.list(out, "NOT CHECKED", &report.not_checked, false)?;
+    // The verdict of a format that can not be checked has said its reason already.
+    let said = usize::from(report.verdict == Verdict::Unsupported);
+    page.list(out, "NOT CHECKED", report.not_checked.get(said..).unwrap_or_default(), false)?;
     page.list(out, "NEXT", &report.next, true)
 }
 
@@ -86,7 +88,10 @@ impl Page<'_> {
                 }
             }
             Verdict::Undecided => writeln!(out, "{}: too much could not be checked", style.bad("could not decide"))?,
-            Verdict::Unsupported => writeln!(out, "{}", style.fair("not checked"))?,
+            Verdict::Unsupported => {
+                let why = report.not_checked.first().map(|why| format!(": {}", text::safe(why))).unwrap_or_default();
+                writeln!(out, "{}{why}", style.fair("not checked"))?;
+            }
         }
         if report.stopped {
             writeln!(out, "  {}: what follows is what was known by then", style.fair("stopped before its end"))?;
