@@ -42,6 +42,21 @@ impl Assume {
         self.0.keys().map(String::as_str)
     }
 
+    /// The names that mean something for a format.
+    #[must_use]
+    pub fn known(format: Format) -> &'static [&'static str] {
+        match format {
+            Format::Qcow2 => crate::qcow2::ASSUMABLE,
+            _ => &[],
+        }
+    }
+
+    /// The first name given that means nothing for a format; to be refused before a check.
+    #[must_use]
+    pub fn unknown(&self, format: Format) -> Option<&str> {
+        self.names().find(|name| !Self::known(format).contains(name))
+    }
+
     /// Whether nothing is assumed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -86,6 +101,8 @@ pub struct Options {
     pub orphans: bool,
     /// Policy for images of unknown origin: names of other files become findings.
     pub untrusted: bool,
+    /// Bytes in the external data file of a qcow2 image, if the caller was allowed to look; no analyser opens it.
+    pub data_file_len: Option<u64>,
 }
 
 impl Default for Options {
@@ -100,6 +117,7 @@ impl Default for Options {
             cells: 0,
             orphans: true,
             untrusted: false,
+            data_file_len: None,
         }
     }
 }
