@@ -2,6 +2,7 @@
 
 mod bitmaps;
 pub(crate) mod codes;
+mod dump;
 mod encryption;
 mod extensions;
 mod features;
@@ -17,6 +18,7 @@ use crate::context::Context;
 pub(crate) use header::ASSUMABLE;
 
 pub(crate) fn analyse(cx: &mut Context<'_>) {
-    let _ = side::look(cx);
+    let side = side::look(cx);
     cx.could_not("not yet");
+    dump::dump(cx, &side);
 }
