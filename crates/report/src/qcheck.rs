@@ -34,7 +34,7 @@ struct State<O, E> {
     err: E,
     /// The first error of writing; nothing is written after it.
     failed: Option<io::Error>,
-    /// Fields that came before any section: they belong to the header.
+    /// Fields that came before any section: all there is of the header where the analyser has no sections.
     fields: Vec<(String, String)>,
     sections: bool,
     runs: Runs,
@@ -180,11 +180,10 @@ impl<O: Write, E: Write> Lines<'_, O, E> {
     fn event(&mut self, event: &Event<'_>) {
         match event {
             Event::Section(title) => {
+                // An analyser that has sections tells the fields again, each in its place.
+                self.state.fields.clear();
                 self.state.sections = true;
                 self.heading(title);
-                if *title == streams::DERIVED {
-                    self.fields();
-                }
             }
             Event::Summary(label, problems, cut) => self.summary(label, *problems, *cut),
             Event::Field(name, value) if self.state.sections => {

@@ -1,5 +1,5 @@
 //! The human report: what stands where, and what is left out.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::single_range_in_vec_init)]
 
 use blkproof_check::code::{self, Severity};
 use blkproof_check::finding::{Confidence, Finding, Sum};

@@ -89,10 +89,11 @@ fn printed(streams: Streams) -> (String, String) {
     };
     printer.start("disk.qcow2", "2018-02-13 12:00:00");
     for event in [
-        Event::Field("size", "1 GiB"),
+        Event::Field("told again", "in its section"),
         Event::Section("Header"),
         Event::Field("magic", "0x514649fb"),
         Event::Section("Derivative Data"),
+        Event::Field("size", "1 GiB"),
         Event::Summary("Header", 0, false),
         Event::Section("L2 Tables"),
         entry(Class::L2, 3, 0x8000_0000_0123_0200, 0x0123_0200, "-COMPRESSED +COPIED -ZEROES", true),

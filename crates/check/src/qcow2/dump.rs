@@ -155,6 +155,11 @@ impl Dump<'_, '_> {
             }
         }
         self.section("Derivative Data");
+        if self.shows(Wants::HEADER) {
+            for (name, value) in &self.cx.facts {
+                self.tell(&Event::Field(name, value));
+            }
+        }
         self.section("Header Analysis");
         self.close(Section::Header, "Header", self.geometry.is_none());
         if header.version >= 3 {

@@ -6,9 +6,6 @@ use blkproof_check::watch::Wants;
 /// Every stream's letter, in the order of qcheck's own list.
 pub const LETTERS: &str = "fweshipcdHLlR210MDVFAUE";
 
-/// The section behind which the header's facts stand.
-pub(super) const DERIVED: &str = "Derivative Data";
-
 /// Range dumps in their order, with their titles.
 pub(super) const RANGES: &[(char, &str)] = &[
     ('M', "Metadata"),
