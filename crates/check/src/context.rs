@@ -202,4 +202,13 @@ impl<'a> Context<'a> {
             grid.add(range, state as usize);
         }
     }
+
+    /// Turns what is lost from data into damaged on the map of the guest's disk. Called once, at the end, by analysers that
+    /// added every stretch some entry maps as data, sound or not.
+    pub(crate) fn damage_guest(&mut self) {
+        let Some(map) = &mut self.guest else { return };
+        for range in self.lost.iter() {
+            map.turn(range.start..range.end, GuestState::Data, GuestState::Damaged);
+        }
+    }
 }

@@ -37,6 +37,8 @@ mod analyse;
 mod budget;
 mod bytes;
 mod context;
+mod extents;
+mod fold;
 mod layout;
 mod options;
 mod probe;

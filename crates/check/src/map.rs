@@ -249,4 +249,32 @@ impl GuestMap {
     pub fn bytes(&self, state: GuestState) -> u64 {
         self.totals.get(state as usize).copied().unwrap_or(0)
     }
+
+    /// Makes of a stretch what it was not: as many bytes of `from` as there are become `to`.
+    pub(crate) fn turn(&mut self, range: Range<u64>, from: GuestState, to: GuestState) {
+        let range = range.start..range.end.min(self.size);
+        let bytes = range.end.saturating_sub(range.start).min(self.bytes(from));
+        shift(&mut self.totals, from as usize, to as usize, bytes);
+        let Some(grid) = &mut self.grid else { return };
+        let mut at = range.start;
+        while at < range.end {
+            let index = at.checked_div(grid.cell_len).unwrap_or(0);
+            let next = index.saturating_add(1).saturating_mul(grid.cell_len).min(range.end);
+            if let Some(cell) = usize::try_from(index).ok().and_then(|index| grid.cells.get_mut(index)) {
+                shift(cell, from as usize, to as usize, next.saturating_sub(at));
+            }
+            at = next;
+        }
+    }
+}
+
+/// Moves up to `bytes` from one class to another; the sum stays.
+fn shift(totals: &mut [u64], from: usize, to: usize, bytes: u64) {
+    let there = totals.get(from).copied().unwrap_or(0).min(bytes);
+    if let Some(less) = totals.get_mut(from) {
+        *less = less.saturating_sub(there);
+    }
+    if let Some(more) = totals.get_mut(to) {
+        *more = more.saturating_add(there);
+    }
 }
