@@ -1,3 +1,154 @@
-//! Codes.
+//! Codes of VDI images.
 
-crate::code::codes! {}
+crate::code::codes! {
+    SIGNATURE = "VDI-HEADER-SIGNATURE", Corruption,
+        title: "the signature of the header is wrong",
+        why: "no program opens the image, though the block map and all data may be sound",
+        cause: "the first sectors of the file were overwritten, or the file is not a VDI image at all",
+        next: "compare the other fields with `blkproof check -v`; if they make sense, restore the four signature bytes 7f 10 da be at 0x40 in a copy",
+        spec: "VirtualBox VDICore.h, VDIPREHEADER";
+    CUT = "VDI-HEADER-CUT", Corruption,
+        title: "the file ends inside the header",
+        why: "size of the disk and place of the block map are not known: nothing can be found in the file",
+        cause: "a copy or download that stopped at once, a full file system",
+        next: "fetch the image again from where it came from",
+        spec: "VirtualBox VDICore.h, VDIHEADER1";
+    VERSION = "VDI-HEADER-VERSION", Corruption,
+        title: "the version of the header is none that exists",
+        why: "programs refuse the image; versions 0.0 and 1.1 are all there ever were, so the field itself was damaged",
+        cause: "the header was overwritten in part",
+        next: "if the other fields make sense, set the version to 1.1 (01 00 01 00 at 0x44) in a copy",
+        spec: "VirtualBox VDICore.h, VDI_IMAGE_VERSION";
+    HEADER_SIZE = "VDI-HEADER-SIZE", Warning,
+        title: "the header says it is smaller than its fields need",
+        why: "VirtualBox refuses such a header, QEMU does not look at the field",
+        cause: "a program that writes headers of its own making, or a damaged field",
+        next: "set the size field (at 0x48) to 0x180 in a copy if VirtualBox is to open it",
+        spec: "VirtualBox VDICore.h, VDIHEADER1 cbHeader";
+    TYPE = "VDI-HEADER-TYPE", Corruption,
+        title: "the image type is none of dynamic, fixed, undo and differencing",
+        why: "whether a free block means zeroes or \"ask the parent\" follows from the type: guest data may be read wrongly",
+        cause: "the header was overwritten in part",
+        next: "find out from the virtual machine's settings whether this is a snapshot; set the type at 0x4c in a copy",
+        spec: "VirtualBox VDICore.h, VDIIMAGETYPE";
+    CHAIN = "VDI-HEADER-CHAIN", Corruption,
+        title: "image type and parent UUIDs contradict each other",
+        why: "an image that names a parent reads its free blocks from it, one that does not reads zeroes: one of both is wrong here",
+        cause: "the type or a UUID was changed by hand or by a tool that \"detached\" a snapshot",
+        next: "look into the virtual machine's settings for the parent of this disk before anything reads it",
+        spec: "VirtualBox VDICore.h, uuidLinkage, uuidParentModify";
+    SECTOR = "VDI-HEADER-SECTOR-SIZE", Corruption,
+        title: "the sector size is not 512",
+        why: "programs refuse the image",
+        cause: "the header was overwritten in part",
+        next: "if the other fields make sense, set the sector size at 0x168 to 512 in a copy",
+        spec: "VirtualBox VDICore.h, LegacyGeometry cbSector";
+    BLOCK_SIZE = "VDI-HEADER-BLOCK-SIZE", Corruption,
+        title: "the block size is not usable",
+        why: "where a block lies is a multiple of this number; without it no data can be found",
+        cause: "the header was overwritten in part",
+        next: "check again with `--assume block_size=1M`, the size every known program writes",
+        spec: "VirtualBox VDICore.h, VDIHEADER1 cbBlock";
+    UNUSUAL_BLOCK = "VDI-HEADER-UNUSUAL-BLOCK", Warning,
+        title: "the block size is not 1 MiB, or blocks carry extra bytes",
+        why: "the format allows it, but QEMU refuses other block sizes, and reads wrong data where blocks have extra bytes in front",
+        cause: "an image made by an unusual program",
+        next: "convert it with VBoxManage clonemedium before QEMU opens it",
+        spec: "VirtualBox VDICore.h, VDIHEADER1 cbBlock, cbBlockExtra";
+    OFFSETS = "VDI-HEADER-OFFSETS", Corruption,
+        title: "block map and data are not where they can be",
+        why: "the map has to lie behind the header and the data behind the map: else writing one destroys the other",
+        cause: "the header was overwritten in part",
+        next: "check again with `--assume map_offset=…,data_offset=…`; QEMU writes the map to 512 and the data behind it, VirtualBox aligns both to 1 MiB",
+        spec: "VirtualBox VDICore.h, VDIHEADER1 offBlocks, offData";
+    DISK_SIZE = "VDI-HEADER-DISK-SIZE", Corruption,
+        title: "the disk is larger than its block map",
+        why: "the end of the disk can neither be read nor written; programs refuse the image",
+        cause: "a resize that stopped half-way, or a damaged field",
+        next: "check again with `--assume size=…` of the size the guest's partition table tells",
+        spec: "VirtualBox VDICore.h, VDIHEADER1 cbDisk, cBlocks";
+    BLOCKS = "VDI-HEADER-BLOCKS", Corruption,
+        title: "the number of blocks is more than there can be",
+        why: "a map of so many blocks has no room in the file: programs refuse the image, or take guest data for map entries",
+        cause: "the header was overwritten in part, or the file was made to break programs",
+        next: "check again with `--assume blocks=…`, the disk's size divided by the block size",
+        spec: "QEMU block/vdi.c, blocks_in_image; VirtualBox VDICore.h, VDIHEADER1 cBlocks";
+    ALLOCATED = "VDI-HEADER-ALLOCATED", Corruption,
+        title: "the header counts other blocks than the map has",
+        why: "the count is also the place of the next new block: too small, and that overwrites a block in use; too large, and space is lost",
+        cause: "a crash between writing the map and the header, or a damaged map",
+        next: "do not write to the image; let `VBoxManage clonemedium` or `qemu-img convert` make a new one from it",
+        spec: "VirtualBox VDICore.h, VDIHEADER1 cBlocksAllocated";
+    MAP_CUT = "VDI-MAP-CUT", Corruption,
+        title: "the file ends inside the block map",
+        why: "whatever the missing entries mapped is lost",
+        cause: "a copy that stopped, a full file system",
+        next: "fetch the image again from where it came from",
+        spec: "VirtualBox VDICore.h, block map";
+    MAP_RANGE = "VDI-MAP-RANGE", Corruption,
+        title: "map entries name blocks that can not be",
+        why: "an image never has more blocks than map entries: these guest ranges are lost",
+        cause: "the block map was overwritten by something else",
+        next: "look at what lies in the map now; copy the rest of the disk with `qemu-img convert --salvage`",
+        spec: "VirtualBox VDICore.h, block map";
+    MAP_PAST_END = "VDI-MAP-PAST-END", Corruption,
+        title: "mapped blocks lie past the end of the file",
+        why: "their data is not there any more; QEMU reads zeroes without a word",
+        cause: "the file was cut off: a copy that stopped, a full file system, a repair of the host's file system",
+        next: "find a whole copy of the file; nothing in this one brings the blocks back",
+        spec: "VirtualBox VDICore.h, block map";
+    SHORT_BLOCK = "VDI-BLOCK-SHORT", Warning,
+        title: "the last block is not whole in the file",
+        why: "what is missing lies past the end of the guest's disk: nothing is lost, but VirtualBox may refuse the file",
+        cause: "a program that cut the file to the disk's size",
+        next: "nothing needs to be done; extending the file to a whole block silences it",
+        spec: "VirtualBox VDICore.h, block map";
+    MAP_UNALLOCATED = "VDI-MAP-UNALLOCATED", Corruption,
+        title: "map entries name blocks the header does not count as allocated",
+        why: "the next block the guest needs is put where these lie and overwrites them",
+        cause: "a crash between writing the map and the header, or a header from an older state of the file",
+        next: "do not write to the image; convert it to a new one, which reads everything that is still there",
+        spec: "VirtualBox VDICore.h, VDIHEADER1 cBlocksAllocated";
+    MAP_ZEROED = "VDI-MAP-ZEROED", Corruption,
+        title: "a stretch of the block map is filled with zeroes",
+        why: "a zero entry means block 0: all of these guest ranges now show the same wrong data, and writing to one changes all",
+        cause: "sectors of the map were lost: a failing disk, a hole after a crash of the host, a copy with zeroes for unreadable sectors",
+        next: "do not start the virtual machine; unreferenced blocks listed beside this are the candidates for what was there",
+        spec: "VirtualBox VDICore.h, block map";
+    BLOCK_TWICE = "VDI-BLOCK-TWICE", Corruption,
+        title: "two guest ranges are mapped to the same block",
+        why: "a write to one changes the other; the data in it belongs to one of them at most",
+        cause: "a map written by two programs at once, or a map sector put in a wrong place",
+        next: "do not write to the image; copy the disk and let the guest's file system decide whose the block is",
+        spec: "VirtualBox VDICore.h, block map";
+    BLOCK_ON_METADATA = "VDI-BLOCK-ON-METADATA", Corruption,
+        title: "guest data is mapped onto the header or the block map",
+        why: "the guest reads the format's own tables, and its next write there destroys them",
+        cause: "a wrong data offset in the header",
+        next: "check again with `--assume data_offset=…`; do not start the virtual machine",
+        spec: "VirtualBox VDICore.h, VDIHEADER1 offData";
+    LEAKED = "VDI-BLOCK-LEAKED", Leak,
+        title: "blocks counted as allocated are mapped by nothing",
+        why: "the space is lost until the image is compacted; where the map is damaged, these blocks are what it mapped",
+        cause: "a crash between allocating and mapping, or map entries that were lost",
+        next: "if the map is sound, `VBoxManage modifymedium --compact` or a conversion frees the space",
+        spec: "VirtualBox VDICore.h, VDIHEADER1 cBlocksAllocated";
+    ORPHAN = "VDI-BLOCK-ORPHAN", Warning,
+        title: "blocks counted as allocated are mapped by nothing, in an image whose map is damaged",
+        why: "they are most likely what the damaged entries mapped: the lost data itself, without the knowledge where it belongs",
+        cause: "map entries that were overwritten",
+        next: "do not compact or write to the image; a guest file system checker on a copy with these blocks tried in place may bring them back",
+        spec: "VirtualBox VDICore.h, block map";
+    STRAY = "VDI-MAP-STRAY", Warning,
+        title: "blocks are mapped past the end of the disk",
+        why: "the guest can not reach them: they only take space",
+        cause: "a disk that was shrunk by changing its size",
+        next: "a conversion leaves them behind",
+        spec: "VirtualBox VDICore.h, VDIHEADER1 cbDisk";
+    FIXED_FREE = "VDI-MAP-FIXED-FREE", Warning,
+        title: "an image of fixed size has blocks that are not allocated",
+        why: "a fixed image promises that no write needs new space; these ranges read as zeroes and will take space when written",
+        cause: "a fixed image made by conversion or copying without preallocation",
+        next: "nothing is lost; clone it as fixed with VBoxManage if the promise matters",
+        spec: "VirtualBox VDICore.h, VDI_IMAGE_TYPE_FIXED";
+}
