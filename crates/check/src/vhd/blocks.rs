@@ -1,0 +1,467 @@
+//! The block table and what it points at: twice read, once entry by entry in guest order, once block by block in file order.
+
+use std::ops::Range;
+
+use super::{FREE, codes, confidence, entries};
+use crate::budget::Full;
+use crate::bytes::is_zero;
+use crate::context::Context;
+use crate::finding::{Confidence, Finding};
+use crate::layout::Layout;
+use crate::map::{Claim, Class, GuestState, Owner};
+use crate::tally::in_windows;
+
+/// Bytes of the table read at once.
+const CHUNK: usize = 1 << 20;
+/// A window of this many sectors is not divided any further.
+const WINDOW_MIN: u64 = 1 << 15;
+
+/// The block table, with everything that gives its entries a meaning.
+pub(super) struct Table {
+    pub(super) at: u64,
+    /// Entries that are in the file.
+    pub(super) entries: u64,
+    /// Bytes of a block; a power of two of at least 512.
+    pub(super) block: u64,
+    /// Bytes of the sector bitmap before each block.
+    pub(super) bitmap: u64,
+    /// Bytes of the guest's disk.
+    pub(super) size: u64,
+    /// Whether it is all there and where the header says.
+    pub(super) whole: bool,
+    pub(super) differencing: bool,
+}
+
+impl Table {
+    fn len(&self) -> u64 {
+        self.entries.saturating_mul(4)
+    }
+
+    /// Blocks of the disk.
+    fn blocks(&self) -> u64 {
+        self.size.div_ceil(self.block)
+    }
+
+    /// The block that holds a byte of the disk.
+    fn block_at(&self, guest: u64) -> u64 {
+        guest.checked_div(self.block).unwrap_or(0)
+    }
+
+    /// Bytes of the disk that a block holds.
+    fn guest(&self, index: u64) -> Range<u64> {
+        let start = index.saturating_mul(self.block);
+        start.min(self.size)..start.saturating_add(self.block).min(self.size)
+    }
+
+    /// Bitmap and block together, in the file.
+    fn extent(&self, entry: u32) -> Range<u64> {
+        let start = u64::from(entry).saturating_mul(512);
+        start..start.saturating_add(self.bitmap).saturating_add(self.block)
+    }
+
+    /// Calls `each` with every piece of the table and the index of its first entry.
+    fn read(
+        &self,
+        cx: &mut Context<'_>,
+        mut each: impl FnMut(&mut Context<'_>, u64, &[u8]) -> Result<(), Full>,
+    ) -> Result<(), Full> {
+        let (mut at, end) = (self.at, self.at.saturating_add(self.len()));
+        while at < end && !cx.stopped() {
+            let len = usize::try_from(end.saturating_sub(at)).unwrap_or(CHUNK).min(CHUNK);
+            let bytes = cx.read(at, len, "the block table");
+            each(cx, at.saturating_sub(self.at) / 4, &bytes)?;
+            at = at.saturating_add(len as u64);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a table read where it usually is makes sense: something is mapped, and nothing outside the file.
+pub(super) fn plausible(cx: &mut Context<'_>, table: &Table) -> bool {
+    let len = cx.file_len();
+    let (mut mapped, mut bad) = (0u64, 0u64);
+    let _ = table.read(cx, |_, _, bytes| {
+        for entry in entries(bytes).filter(|entry| *entry != FREE) {
+            let extent = table.extent(entry);
+            let fits = extent.start >= table.at.saturating_add(table.len()) && extent.end <= len;
+            let count = if fits { &mut mapped } else { &mut bad };
+            *count = count.saturating_add(1);
+        }
+        Ok(())
+    });
+    mapped > 0 && bad == 0
+}
+
+pub(super) fn analyse(cx: &mut Context<'_>, table: &Table, end: Option<&Range<u64>>, mut fixed: Vec<Claim>) {
+    fixed.push(Claim { start: table.at, len: table.len(), class: Class::BlockMap, index: 0 });
+    cx.map_guest(table.size, table.block);
+    // Who lies where comes first: it says which blocks are not their own any more.
+    place(cx, table, end, &fixed);
+    let lost = cx.lost().ranges;
+    walk(cx, table, &lost);
+    if cx.options.data && !table.differencing {
+        hidden(cx, table);
+    }
+}
+
+/// What an entry is, apart from what others are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Judged {
+    Free,
+    Sound,
+    /// Not a byte of the block is in the file.
+    Outside,
+    /// The block's end is not in the file.
+    Cut,
+    /// Of no block of the disk.
+    Stray,
+}
+
+/// Equal entries that follow each other.
+struct Run {
+    judged: Judged,
+    first: u64,
+    count: u64,
+    /// The first entry's value.
+    entry: u32,
+}
+
+/// Entry by entry, in the order of the guest's disk.
+fn walk(cx: &mut Context<'_>, table: &Table, lost: &[Range<u64>]) {
+    let len = cx.file_len();
+    let blocks = table.blocks();
+    let mut run: Option<Run> = None;
+    let (mut allocated, mut fragmented, mut before) = (0u64, 0u64, None);
+    let mut image_end = table.at.saturating_add(table.len());
+    let _ = table.read(cx, |cx, first, bytes| {
+        for (index, entry) in (first..).zip(entries(bytes)) {
+            let extent = table.extent(entry);
+            let judged = match entry {
+                FREE => Judged::Free,
+                _ if index >= blocks => Judged::Stray,
+                _ if extent.start >= len => Judged::Outside,
+                _ if extent.end > len => Judged::Cut,
+                _ => Judged::Sound,
+            };
+            if matches!(judged, Judged::Sound | Judged::Cut) {
+                allocated = allocated.saturating_add(1);
+                if before.is_some_and(|end| end != extent.start) {
+                    fragmented = fragmented.saturating_add(1);
+                }
+                before = Some(extent.end);
+                image_end = image_end.max(extent.end);
+            }
+            if judged == Judged::Cut {
+                // The bitmap comes first: what is there of the rest is the start of the block.
+                let there = len.saturating_sub(extent.start.saturating_add(table.bitmap));
+                let guest = table.guest(index);
+                cx.lose(guest.start.saturating_add(there).min(guest.end)..guest.end);
+            }
+            match &mut run {
+                Some(run) if run.judged == judged => run.count = run.count.saturating_add(1),
+                _ => {
+                    if let Some(done) = run.replace(Run { judged, first: index, count: 1, entry }) {
+                        close(cx, table, &done, lost);
+                    }
+                }
+            }
+        }
+        cx.progress("block table", first.saturating_mul(4), table.len());
+        Ok(())
+    });
+    if let Some(done) = run {
+        close(cx, table, &done, lost);
+    }
+    cx.numbers.total_clusters = Some(blocks);
+    cx.numbers.allocated_clusters = Some(allocated);
+    cx.numbers.fragmented_clusters = Some(fragmented);
+    cx.numbers.image_end_offset = Some(image_end.min(len).div_ceil(512).saturating_add(1).saturating_mul(512).min(len));
+}
+
+/// Says what a run of equal entries is.
+fn close(cx: &mut Context<'_>, table: &Table, run: &Run, lost: &[Range<u64>]) {
+    let last = run.first.saturating_add(run.count);
+    let guest = table.guest(run.first).start..table.guest(last.saturating_sub(1)).end;
+    let place = |index: u64| table.at.saturating_add(index.saturating_mul(4));
+    let host = place(run.first)..place(last);
+    let which = match run.count {
+        1 => format!("block table entry {} is sector {:#x}", run.first, run.entry),
+        count => {
+            format!("block table entries {}..{last} ({count} entries, the first is sector {:#x})", run.first, run.entry)
+        }
+    };
+    let found = |code, words: String, guest: Range<u64>| {
+        Finding::new(code, words).host(host.clone()).guest(guest).count(run.count).confidence(confidence(table))
+    };
+    let len = cx.file_len();
+    match run.judged {
+        Judged::Free => cx.add_guest(guest, GuestState::Unallocated),
+        Judged::Sound => add_data(cx, guest, lost),
+        Judged::Outside => {
+            cx.find(found(codes::BAT_PAST_END, format!("{which}: past the end of the file ({len:#x})"), guest.clone()));
+            cx.lose(guest.clone());
+            cx.add_guest(guest, GuestState::Damaged);
+        }
+        Judged::Cut => {
+            let words = format!("{which}: the block's end is past the end of the file ({len:#x})");
+            cx.find(found(codes::BAT_PAST_END, words, guest.clone()));
+            cx.add_guest(guest, GuestState::Damaged);
+        }
+        Judged::Stray => {
+            let words = format!("{which}: the disk has {} blocks only", table.blocks());
+            let finding = Finding::new(codes::BAT_STRAY, words).host(host).count(run.count);
+            cx.find(finding.confidence(confidence(table)));
+        }
+    }
+}
+
+/// Data, but for what somebody else claims too.
+fn add_data(cx: &mut Context<'_>, guest: Range<u64>, lost: &[Range<u64>]) {
+    let mut at = guest.start;
+    let from = lost.partition_point(|range| range.end <= guest.start);
+    for range in lost.get(from..).unwrap_or_default().iter().take_while(|range| range.start < guest.end) {
+        cx.add_guest(at..range.start.max(at), GuestState::Data);
+        cx.add_guest(range.start.max(at)..range.end.min(guest.end), GuestState::Damaged);
+        at = range.end.min(guest.end);
+    }
+    cx.add_guest(at..guest.end, GuestState::Data);
+}
+
+/// Block by block, in the order of the file: who shares bytes with whom, and what nobody claims.
+fn place(cx: &mut Context<'_>, table: &Table, end: Option<&Range<u64>>, fixed: &[Claim]) {
+    let len = cx.file_len();
+    let budget = cx.budget;
+    cx.map_host(table.block, Vec::new());
+    let tail = end.map_or(len, |range| range.start);
+    let done = in_windows(len.div_ceil(512), |window| {
+        let smallest = window.end.saturating_sub(window.start) <= WINDOW_MIN;
+        let window = window.start.saturating_mul(512)..window.end.saturating_mul(512).min(len);
+        let mut layout = Layout::new(budget);
+        let filled = fill(cx, table, fixed, &window, &mut layout);
+        // Blocks that do not overlap fit into the smallest window: here many claim the same place, some of them are told.
+        if filled.is_err() && !smallest {
+            return Err(Full);
+        }
+        let whole = table.whole && filled.is_ok() && !cx.stopped();
+        if filled.is_err() {
+            cx.could_not(format!(
+                "all claims between {:#x} and {:#x}: more than memory holds",
+                window.start, window.end
+            ));
+        }
+        sweep(cx, table, &window, &mut layout, whole, tail);
+        Ok(())
+    });
+    if done.is_err() {
+        cx.could_not("who lies where in the file: not enough memory; allow more with --memory");
+    }
+}
+
+/// Everything that reaches into the window.
+fn fill(
+    cx: &mut Context<'_>,
+    table: &Table,
+    fixed: &[Claim],
+    window: &Range<u64>,
+    layout: &mut Layout<'_>,
+) -> Result<(), Full> {
+    let reaches = |range: &Range<u64>| range.start < window.end && range.end > window.start;
+    for claim in fixed.iter().filter(|claim| reaches(&claim.range())) {
+        layout.add(claim.start, claim.len, claim.class, claim.index)?;
+    }
+    table.read(cx, |_, first, bytes| {
+        for (index, entry) in (first..).zip(entries(bytes)).filter(|(_, entry)| *entry != FREE) {
+            let extent = table.extent(entry);
+            if !reaches(&extent) {
+                continue;
+            }
+            let data = extent.start.saturating_add(table.bitmap);
+            layout.add(extent.start, table.bitmap, Class::BitmapData, index)?;
+            layout.add(data, table.block, Class::Data, index.saturating_mul(table.block))?;
+        }
+        Ok(())
+    })
+}
+
+/// An overlap that may go on with the next block.
+struct Shared {
+    first: Claim,
+    second: Claim,
+    host: Range<u64>,
+    guest: [Option<Range<u64>>; 2],
+    count: u64,
+}
+
+fn sweep(cx: &mut Context<'_>, table: &Table, window: &Range<u64>, layout: &mut Layout<'_>, whole: bool, tail: u64) {
+    let mut overlaps: Vec<Shared> = Vec::new();
+    let mut more = 0u64;
+    let cell = std::cell::RefCell::new(&mut *cx);
+    layout.sweep(
+        window.clone(),
+        |first, second, host| {
+            // Bitmaps share a place where their blocks do. What began in the window before was told there.
+            let bitmaps = first.class == Class::BitmapData && second.class == Class::BitmapData;
+            if bitmaps || host.is_empty() || !window.contains(&host.start) {
+                return;
+            }
+            let guest = [guest_of(table, first, &host), guest_of(table, second, &host)];
+            for lost in guest.iter().flatten() {
+                cell.borrow_mut().lose(lost.clone());
+            }
+            if let Some(last) = overlaps.last_mut()
+                && last.first.class == first.class
+                && last.second.class == second.class
+                && host.start.saturating_sub(last.host.end) <= table.bitmap
+                && last.guest.iter().zip(&guest).all(|(a, b)| joins(a.as_ref(), b.as_ref()))
+            {
+                last.host.end = host.end;
+                last.count = last.count.saturating_add(1);
+                for (all, one) in last.guest.iter_mut().zip(guest) {
+                    if let (Some(all), Some(one)) = (all, one) {
+                        all.end = one.end;
+                    }
+                }
+                return;
+            }
+            if overlaps.len() >= 10_000 {
+                more = more.saturating_add(1);
+                return;
+            }
+            overlaps.push(Shared { first: *first, second: *second, host, guest, count: 1 });
+        },
+        |range, class| {
+            let cx = &mut **cell.borrow_mut();
+            match class {
+                Some(class) => cx.add_host(range, class),
+                None if range.start >= tail => cx.add_host(range, Class::Unknown),
+                None => hole(cx, table, range, whole),
+            }
+        },
+    );
+    for shared in overlaps {
+        report(cx, table, shared);
+    }
+    if more > 0 {
+        cx.find(Finding::new(codes::BAT_OVERLAP, format!("{more} more overlaps in {window:x?}")).count(more));
+    }
+    let claims = layout.metadata();
+    if let Some(map) = &mut cx.host {
+        map.claims.extend(claims.into_iter().filter(|claim| window.contains(&claim.start)));
+    }
+}
+
+/// Bytes of the disk that lie in a part of what somebody claims.
+fn guest_of(table: &Table, claim: &Claim, host: &Range<u64>) -> Option<Range<u64>> {
+    match claim.class {
+        Class::Data => {
+            let at = |host: u64| claim.index.saturating_add(host.saturating_sub(claim.start)).min(table.size);
+            Some(at(host.start)..at(host.end.min(claim.range().end)))
+        }
+        Class::BitmapData => Some(table.guest(claim.index)),
+        _ => None,
+    }
+}
+
+fn joins(all: Option<&Range<u64>>, one: Option<&Range<u64>>) -> bool {
+    match (all, one) {
+        (Some(all), Some(one)) => all.end == one.start,
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+fn owner(table: &Table, claim: &Claim, guest: Option<Range<u64>>) -> Owner {
+    let label = match claim.class {
+        Class::Data => format!("block {}", table.block_at(guest.as_ref().map_or(0, |guest| guest.start))),
+        Class::BitmapData => format!("sector bitmap of block {}", claim.index),
+        Class::BlockMap => "the block table".to_owned(),
+        Class::Copy => "the footer's copy".to_owned(),
+        Class::Metadata => format!("parent locator {}", claim.index),
+        _ if claim.len == super::dynamic::LEN as u64 => "the dynamic disk header".to_owned(),
+        _ => "the footer".to_owned(),
+    };
+    Owner { class: claim.class, host: claim.range(), guest, label }
+}
+
+fn report(cx: &mut Context<'_>, table: &Table, shared: Shared) {
+    let [of_first, of_second] = shared.guest;
+    let first = owner(table, &shared.first, of_first.clone());
+    let second = owner(table, &shared.second, of_second.clone());
+    let words =
+        format!("{} and {} both claim {:#x}..{:#x}", first.label, second.label, shared.host.start, shared.host.end);
+    let mut finding = Finding::new(codes::BAT_OVERLAP, words).host(shared.host).count(shared.count);
+    finding.guest.extend([of_first, of_second].into_iter().flatten().filter(|guest| !guest.is_empty()));
+    cx.find(finding.owner(first).owner(second).confidence(confidence(table)));
+}
+
+/// A stretch that nobody claims: padding, or whole blocks that are lost to everybody.
+fn hole(cx: &mut Context<'_>, table: &Table, range: Range<u64>, whole: bool) {
+    let size = range.end.saturating_sub(range.start);
+    let blocks = size.checked_div(table.bitmap.saturating_add(table.block)).unwrap_or(0);
+    if !whole {
+        return cx.add_host(range, Class::Unknown);
+    }
+    if blocks == 0 {
+        return cx.add_host(range, Class::Reserved);
+    }
+    let words = format!("no entry names {:#x}..{:#x}: room for {blocks} blocks", range.start, range.end);
+    cx.find(Finding::new(codes::BLOCK_LEAKED, words).host(range.clone()).count(blocks));
+    cx.add_host(range, Class::Leaked);
+}
+
+/// Data in sectors that the sector bitmap calls unused; it needs every bitmap, and the blocks of those that are not full.
+fn hidden(cx: &mut Context<'_>, table: &Table) {
+    let len = cx.file_len();
+    let size = usize::try_from(table.bitmap).unwrap_or(0);
+    // A bitmap of the largest block there can be has half a megabyte.
+    if cx.budget.left() < table.bitmap.saturating_add(CHUNK as u64) {
+        return cx.not_checked("sector bitmaps: not enough memory");
+    }
+    let _ = table.read(cx, |cx, first, bytes| {
+        for (index, entry) in (first..).zip(entries(bytes)) {
+            let extent = table.extent(entry);
+            if entry == FREE || index >= table.blocks() || extent.end > len || cx.stopped() {
+                continue;
+            }
+            let bitmap = cx.read(extent.start, size, "a sector bitmap");
+            let used = usize::try_from(table.block / 4096).unwrap_or(0);
+            if bitmap.get(..used).unwrap_or(&bitmap).iter().all(|byte| *byte == 0xff) {
+                continue;
+            }
+            let found = hidden_in(cx, table, extent.start.saturating_add(table.bitmap), &bitmap);
+            if let Some((count, sector)) = found {
+                let start = table.guest(index).start.saturating_add(sector.saturating_mul(512));
+                let words = format!(
+                    "block {index}: {count} sectors hold data though its sector bitmap at {:#x} says none",
+                    extent.start
+                );
+                let end = extent.start.saturating_add(table.bitmap);
+                let finding = Finding::new(codes::BITMAP_HIDES, words).host(extent.start..end).count(count);
+                cx.find(finding.guest(start..table.guest(index).end.max(start)).confidence(Confidence::Certain));
+            }
+        }
+        Ok(())
+    });
+}
+
+/// How many sectors with a clear bit hold data, and the first of them.
+fn hidden_in(cx: &mut Context<'_>, table: &Table, data: u64, bitmap: &[u8]) -> Option<(u64, u64)> {
+    let sectors = table.block / 512;
+    let mut sector = 0u64;
+    let mut found: Option<(u64, u64)> = None;
+    while sector < sectors {
+        let count = (sectors.saturating_sub(sector)).min(128);
+        let at = data.saturating_add(sector.saturating_mul(512));
+        let bytes = cx.read(at, usize::try_from(count.saturating_mul(512)).unwrap_or(0), "a block");
+        for (of, bytes) in (sector..).zip(bytes.chunks(512)) {
+            // The first sector is the highest bit of the first byte.
+            let byte = usize::try_from(of / 8).ok().and_then(|at| bitmap.get(at)).copied().unwrap_or(0xff);
+            if byte & (0x80 >> (of % 8)) == 0 && !is_zero(bytes) {
+                let (all, first) = found.unwrap_or((0, of));
+                found = Some((all.saturating_add(1), first));
+            }
+        }
+        sector = sector.saturating_add(count);
+    }
+    found
+}
