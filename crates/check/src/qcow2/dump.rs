@@ -6,6 +6,7 @@
 //! the file's length alone. Tables are read in small pieces; what can not be read is said and passed over. A table that many
 //! L1 entries name is shown once.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use crate::budget::Budget;
@@ -72,7 +73,7 @@ pub(crate) fn dump(cx: &Context<'_>, side: &Side) {
     if !cx.watch.wants().intersects(walked) {
         return;
     }
-    let dump = Dump { cx, side, geometry: side.geometry, wants: cx.watch.wants() };
+    let dump = Dump { cx, side, geometry: side.geometry, wants: cx.watch.wants(), flawed: Cell::new(0) };
     dump.header();
     dump.refcounts();
     dump.mapping();
@@ -85,6 +86,8 @@ struct Dump<'a, 'c> {
     side: &'a Side,
     geometry: Option<Geometry>,
     wants: Wants,
+    /// Flawed entries still to be shown in this section although their table is not asked for.
+    flawed: Cell<usize>,
 }
 
 impl Dump<'_, '_> {
@@ -93,7 +96,26 @@ impl Dump<'_, '_> {
     }
 
     fn section(&self, title: &str) {
+        self.flawed.set(self.cx.options.max_findings);
         self.tell(&Event::Section(title));
+    }
+
+    /// Whether an entry is to be shown: its table is wanted, or it is flawed, and there were not too many of those.
+    fn shows_entry(&self, table: Wants, flawed: bool) -> bool {
+        if self.shows(table) {
+            return true;
+        }
+        if !flawed || !self.shows(Wants::PROBLEMS) {
+            return false;
+        }
+        let left = self.flawed.get();
+        self.flawed.set(left.saturating_sub(1));
+        if left == 1 {
+            self.info(
+                "further flawed entries of this section are not shown; --max-findings, or the letter of the table",
+            );
+        }
+        left > 0
     }
 
     fn info(&self, words: &str) {
@@ -205,7 +227,7 @@ impl Dump<'_, '_> {
     fn refcount_table_entry(&self, geometry: &Geometry, table: Table, index: u64, raw: u64) {
         let offset = raw & OFFSET_OF_BLOCK;
         let flawed = raw != offset || (offset != 0 && !self.inside(geometry, offset));
-        if raw == 0 || !(flawed || self.shows(Wants::REFCOUNT_TABLE)) {
+        if raw == 0 || !self.shows_entry(Wants::REFCOUNT_TABLE, flawed) {
             return;
         }
         self.tell(&Event::Entry {
@@ -232,7 +254,7 @@ impl Dump<'_, '_> {
         let mut titled = false;
         let mut title = || {
             if !std::mem::replace(&mut titled, true) {
-                self.section(&format!("Refcount Block {index}"));
+                self.tell(&Event::Section(&format!("Refcount Block {index}")));
             }
         };
         if self.shows(Wants::REFCOUNTS) {
@@ -248,7 +270,7 @@ impl Dump<'_, '_> {
                 let cluster = first.saturating_add(at);
                 let value = count(raw, place, bits);
                 let flawed = value != 0 && cluster >= clusters;
-                if !flawed && !self.shows(Wants::REFCOUNTS) {
+                if !self.shows_entry(Wants::REFCOUNTS, flawed) {
                     continue;
                 }
                 title();
@@ -307,7 +329,7 @@ impl Dump<'_, '_> {
         let flawed = raw & !(OFFSET | COPIED) != 0
             || (offset == 0 && raw != 0)
             || (offset != 0 && !self.inside(geometry, offset));
-        if !(flawed || self.shows(Wants::L1)) {
+        if !self.shows_entry(Wants::L1, flawed) {
             return;
         }
         self.tell(&Event::Entry {
@@ -323,7 +345,7 @@ impl Dump<'_, '_> {
     }
 
     fn l2_table(&self, geometry: &Geometry, l1_index: u64, offset: u64) {
-        let title = || self.section(&format!("L2 cluster l1[{l1_index}] : {offset:#x}"));
+        let title = || self.tell(&Event::Section(&format!("L2 cluster l1[{l1_index}] : {offset:#x}")));
         let mut titled = self.shows(Wants::L2);
         if titled {
             title();
@@ -336,7 +358,7 @@ impl Dump<'_, '_> {
                 return;
             }
             let (value, flawed) = self.l2_entry(geometry, raw, bitmap);
-            if !(flawed || self.shows(Wants::L2)) {
+            if !self.shows_entry(Wants::L2, flawed) {
                 return;
             }
             if !std::mem::replace(&mut titled, true) {
