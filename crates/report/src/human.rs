@@ -205,6 +205,10 @@ impl Page<'_> {
         if !places.is_empty() {
             self.item(out, "    ", &places)?;
         }
+        // Most findings of two owners name both already.
+        if finding.owners.iter().all(|owner| finding.what.contains(&owner.label)) {
+            return Ok(());
+        }
         for owner in finding.owners.iter().take(self.show.lines) {
             self.item(out, "    - ", &owned(owner))?;
         }
