@@ -172,6 +172,11 @@ impl Findings {
         }
     }
 
+    /// Changes those kept, in order; what they are sorted and counted by stays as it was when they were added.
+    pub fn for_each_mut(&mut self, change: impl FnMut(&mut Finding)) {
+        self.kept.values_mut().for_each(change);
+    }
+
     /// Single errors of a severity.
     #[must_use]
     pub fn errors(&self, severity: Severity) -> u64 {

@@ -101,6 +101,8 @@ pub struct Options {
     pub orphans: bool,
     /// Policy for images of unknown origin: names of other files become findings.
     pub untrusted: bool,
+    /// Open the files an image names (extents, parents), as far as they lie in its own folder.
+    pub allow_backing: bool,
     /// Bytes in the external data file of a qcow2 image, if the caller was allowed to look; no analyser opens it.
     pub data_file_len: Option<u64>,
 }
@@ -117,6 +119,7 @@ impl Default for Options {
             cells: 0,
             orphans: true,
             untrusted: false,
+            allow_backing: false,
             data_file_len: None,
         }
     }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Read-only bytes with a length. Shared by the threads of one check.
 pub trait Source: Sync {
@@ -32,6 +32,18 @@ pub trait Source: Sync {
     /// Something that changes whenever the content does, if there is such a thing (a file's length and times).
     fn stamp(&self) -> Option<Stamp> {
         None
+    }
+
+    /// Opens another file by the name that this one holds for it; only what lies in the same folder or below.
+    ///
+    /// Names in images are data of whoever made them: this is called only when the user allowed it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] if there is no folder, or the name leads out of it; else as the operating system says.
+    fn sibling(&self, name: &str) -> io::Result<Box<dyn Source>> {
+        let words = format!("'{}' has no folder to look in", self.name().escape_debug());
+        let _ = name;
+        Err(io::Error::new(io::ErrorKind::Unsupported, words))
     }
 
     /// Who holds it open for writing, as far as can be seen.
@@ -119,6 +131,22 @@ impl Source for FileSource {
         };
         let hole = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Hole(data)).unwrap_or(self.len);
         Some(data..hole.max(data))
+    }
+
+    fn sibling(&self, name: &str) -> io::Result<Box<dyn Source>> {
+        let outside = || io::Error::new(io::ErrorKind::Unsupported, "it does not lie in the image's folder");
+        let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        if !plain || name.is_empty() {
+            return Err(outside());
+        }
+        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = parent.canonicalize()?;
+        // A link may lead anywhere: where it ends is what counts.
+        let target = folder.join(name).canonicalize()?;
+        if !target.starts_with(&folder) {
+            return Err(outside());
+        }
+        Ok(Box::new(Self::open(&target)?))
     }
 
     fn stamp(&self) -> Option<Stamp> {
