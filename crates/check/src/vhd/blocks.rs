@@ -100,7 +100,7 @@ pub(super) fn analyse(cx: &mut Context<'_>, table: &Table, end: Option<&Range<u6
     let lost = cx.lost().ranges;
     walk(cx, table, &lost);
     if cx.options.data && !table.differencing {
-        hidden(cx, table);
+        hidden(cx, table, &lost);
     }
 }
 
@@ -172,6 +172,8 @@ fn walk(cx: &mut Context<'_>, table: &Table, lost: &[Range<u64>]) {
     if let Some(done) = run {
         close(cx, table, &done, lost);
     }
+    // What the table has no entry for any more.
+    cx.add_guest(table.guest(table.entries).start..table.size, GuestState::Damaged);
     cx.numbers.total_clusters = Some(blocks);
     cx.numbers.allocated_clusters = Some(allocated);
     cx.numbers.fragmented_clusters = Some(fragmented);
@@ -404,13 +406,14 @@ fn hole(cx: &mut Context<'_>, table: &Table, range: Range<u64>, whole: bool) {
     if blocks == 0 {
         return cx.add_host(range, Class::Reserved);
     }
-    let words = format!("no entry names {:#x}..{:#x}: room for {blocks} blocks", range.start, range.end);
+    let room = if blocks == 1 { "one block".to_owned() } else { format!("{blocks} blocks") };
+    let words = format!("no entry names {:#x}..{:#x}: room for {room}", range.start, range.end);
     cx.find(Finding::new(codes::BLOCK_LEAKED, words).host(range.clone()).count(blocks));
     cx.add_host(range, Class::Leaked);
 }
 
 /// Data in sectors that the sector bitmap calls unused; it needs every bitmap, and the blocks of those that are not full.
-fn hidden(cx: &mut Context<'_>, table: &Table) {
+fn hidden(cx: &mut Context<'_>, table: &Table, lost: &[Range<u64>]) {
     let len = cx.file_len();
     let size = usize::try_from(table.bitmap).unwrap_or(0);
     // A bitmap of the largest block there can be has half a megabyte.
@@ -420,7 +423,11 @@ fn hidden(cx: &mut Context<'_>, table: &Table) {
     let _ = table.read(cx, |cx, first, bytes| {
         for (index, entry) in (first..).zip(entries(bytes)) {
             let extent = table.extent(entry);
-            if entry == FREE || index >= table.blocks() || extent.end > len || cx.stopped() {
+            let guest = table.guest(index);
+            let next = lost.get(lost.partition_point(|range| range.end <= guest.start));
+            // A bitmap somebody else claims too says nothing.
+            let ours = next.is_none_or(|range| range.start >= guest.end);
+            if entry == FREE || index >= table.blocks() || extent.end > len || !ours || cx.stopped() {
                 continue;
             }
             let bitmap = cx.read(extent.start, size, "a sector bitmap");

@@ -473,7 +473,7 @@ fn table(cx: &mut Context<'_>, image: &Image, header: Option<&Dynamic>) -> Optio
         block,
         bitmap: (block / 512).div_ceil(8).next_multiple_of(512),
         size: image.size,
-        whole: there == stated && !guessed,
+        whole: there == stated && stated >= needed && !guessed,
         differencing: image.differencing,
     };
     if guessed && !blocks::plausible(cx, &table) {

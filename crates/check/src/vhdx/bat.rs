@@ -415,7 +415,8 @@ fn walk(cx: &mut Context<'_>, view: &Replayed<'_>, table: &Table, lost: &[Range<
         Ok(())
     });
     walk.close_chunk(cx, table, u64::MAX);
-    walk.finish(cx, table, lost);
+    let missing = table.block_from(table.there(view)).min(table.blocks());
+    walk.finish(cx, table, missing, lost);
     reserved.tell(cx, table, codes::BAT_RESERVED, "reserved bits are set");
     strays.tell(cx, table, codes::BAT_STRAY, "they are behind the last block of the disk");
     let why = if table.parent {
@@ -462,11 +463,13 @@ impl Walk {
         self.next = end;
     }
 
-    fn finish(&mut self, cx: &mut Context<'_>, table: &Table, lost: &[Range<u64>]) {
+    /// The end: what the table has no entry for, from block `missing` on, is not known.
+    fn finish(&mut self, cx: &mut Context<'_>, table: &Table, missing: u64, lost: &[Range<u64>]) {
         if let Some(done) = self.run.take() {
             close(cx, table, &done, lost);
         }
-        cx.add_guest(table.guest(self.next..table.blocks()), GuestState::Unallocated);
+        cx.add_guest(table.guest(self.next..missing), GuestState::Unallocated);
+        cx.add_guest(table.guest(missing.max(self.next)..table.blocks()), GuestState::Damaged);
     }
 
     /// Blocks that are partly in this file and partly in the parent, without the bitmap that says which part is where.
