@@ -77,11 +77,13 @@ pub(crate) fn judge(cx: &mut Context<'_>, head: &Head, extensions: &Extensions, 
         names: BTreeSet::new(),
         tables: BTreeMap::new(),
         work: 0,
+        taken: 0,
         listed: Vec::new(),
         window: Window::new("the bitmap directory"),
     };
     walk.directory(cx, &extension, start..start.saturating_add(len).min(file_len), claims);
     claims.add(cx, start, len, Class::BitmapDirectory, 0);
+    cx.budget.give(walk.taken);
     let listed = walk.listed.join(", ");
     Some(match u64::from(extension.count).saturating_sub(walk.listed.len() as u64) {
         0 => format!("{}: {listed}", extension.count),
@@ -127,6 +129,8 @@ struct Walk {
     /// Tables seen: first byte to end and bitmap.
     tables: BTreeMap<u64, (u64, u64)>,
     work: u64,
+    /// Bytes of the budget `names` and `tables` have.
+    taken: u64,
     listed: Vec<String>,
     window: Window,
 }
@@ -211,18 +215,20 @@ impl Walk {
                 format!("bitmap {index} ('{name}') is marked as in use: it was not saved")
             });
         }
-        // 65,535 names of 1,023 bytes at most.
-        if !self.names.contains(&raw_name) {
-            if cx.budget.take((raw_name.len() as u64).saturating_add(64)).is_ok() {
-                self.names.insert(raw_name);
-            }
-        } else {
+        // What the sets of names and tables may cost, 65,535 bitmaps at most; without memory for it nothing is compared.
+        let cost = (raw_name.len() as u64).saturating_add(128);
+        let compare = cx.budget.left() > (cx.options.memory / 2).saturating_add(cost) && cx.budget.take(cost).is_ok();
+        self.taken = self.taken.saturating_add(if compare { cost } else { 0 });
+        if compare && !self.names.insert(raw_name) {
             self.runs.hit(cx, codes::BITMAP_NAME, index, range.clone(), || {
                 format!("bitmap {index} has the name of an earlier one, '{name}'")
             });
         }
         if self.listed.len() < LISTED {
-            let granularity = size_text(1u64.checked_shl(u32::from(granularity_bits)).unwrap_or(0));
+            let granularity = match 1u64.checked_shl(u32::from(granularity_bits)) {
+                Some(bytes) => size_text(bytes),
+                None => format!("2^{granularity_bits} bytes"),
+            };
             let auto = if flags & AUTO != 0 { ", auto" } else { "" };
             let in_use = if flags & IN_USE != 0 { ", in use" } else { "" };
             self.listed.push(format!("'{name}' (granularity {granularity}{auto}{in_use})"));
@@ -249,13 +255,15 @@ impl Walk {
         let needed = self.needed(entry);
         let size = entry.table_size;
         let in_use = entry.flags & IN_USE != 0;
+        // Without a granularity that can be (said already) nobody knows how long the table should be.
+        let free = in_use || !GRANULARITY.contains(&entry.granularity_bits);
         let bits_len = size.saturating_mul(self.geometry.cluster_size());
         let flaw = if size == 0
             || size > TABLE_MAX
             || bits_len > BITS_MAX.max(needed.saturating_mul(self.geometry.cluster_size()))
         {
             Some(format!("has a table of {size} entries, {needed} are needed"))
-        } else if size != needed && !in_use {
+        } else if size != needed && !free {
             Some(format!("has a table of {size} entries, a disk of {} bytes needs {needed}", self.geometry.size))
         } else {
             None
@@ -356,7 +364,8 @@ impl Walk {
                 if offset != 0 {
                     // A flawed pointer is still a reference.
                     claims.add(cx, offset & !cluster.wrapping_sub(1), cluster, Class::BitmapData, bitmap);
-                    if why.is_empty() && index.saturating_add(1) == needed {
+                    let known = GRANULARITY.contains(&entry.granularity_bits);
+                    if why.is_empty() && known && index.saturating_add(1) == needed {
                         self.tail(cx, entry, offset);
                     }
                 }

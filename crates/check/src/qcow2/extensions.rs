@@ -70,7 +70,8 @@ pub(crate) fn read(cx: &mut Context<'_>, head: &Head) -> Extensions {
     let header = &head.header;
     // Where QEMU's headers end, if this one does not say anything possible.
     let says = u64::from(header.header_length);
-    let start = if (72..=head.first.len() as u64).contains(&says) { says } else { 112 };
+    let least = if header.version >= 3 { 104 } else { 72 };
+    let start = if (least..=head.first.len() as u64).contains(&says) { says } else { 112 };
     // The name ends the list; one that lies on the header itself (said elsewhere) ends nothing.
     let backing = Some(header.backing_offset).filter(|at| *at >= start);
     let limit = backing.unwrap_or(u64::MAX).min(head.first.len() as u64);

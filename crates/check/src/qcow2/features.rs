@@ -3,6 +3,7 @@
 //! qcow2 spec, section "Header". An unknown incompatible bit forbids to read any further; the image's own table of names
 //! tells a new feature (named there) from a flipped bit (not named).
 
+use crate::code::Severity;
 use crate::context::Context;
 use crate::finding::Finding;
 
@@ -82,15 +83,13 @@ fn states(cx: &mut Context<'_>, header: &Header, extensions: &Extensions) {
         cx.find(Finding::new(codes::FEATURE_CORRUPT, words).host(72..80));
     }
     if header.autoclear & RAW_DATA != 0 {
-        let without = header.incompatible & EXTERNAL_DATA == 0;
-        let words = match (without, header.backing_offset != 0) {
-            (true, _) => "autoclear bit 1 (raw external data) is set, but there is no external data file",
-            (_, true) => {
-                "autoclear bit 1 (raw external data) is set, but unallocated clusters are read from a backing file"
-            }
-            _ => "",
-        };
-        if !words.is_empty() {
+        let bit = "autoclear bit 1 (raw external data) is set, but";
+        if header.incompatible & EXTERNAL_DATA == 0 {
+            // Readers refuse the image.
+            let words = format!("{bit} there is no external data file");
+            cx.find(Finding::new(codes::FEATURE_RAW, words).severity(Severity::Corruption).host(88..96));
+        } else if header.backing_offset != 0 {
+            let words = format!("{bit} unallocated clusters are read from a backing file");
             cx.find(Finding::new(codes::FEATURE_RAW, words).host(88..96));
         }
     }

@@ -75,7 +75,7 @@ pub(crate) fn fill(cx: &mut Context<'_>, header: &mut Header, dead: bool, replac
         told("size", found.size, found.size != header.size);
     }
     *header = found;
-    let sure = if score >= 4 { "likely" } else { "possible" };
+    let sure = if score >= 5 { "likely" } else { "possible" };
     let names = names.join(",");
     cx.could_not(format!(
         "whether {names} is right: found out from the reference counts ({sure}), since the header can not be believed; \
@@ -125,6 +125,12 @@ fn score(cx: &Context<'_>, header: &Header) -> u32 {
     }
     if aligned(header.l1_offset) && count(cx, &geometry, block, header.l1_offset) == Some(1) {
         score = score.saturating_add(1);
+    }
+    // The file ends where the counts end.
+    let end = cx.file_len();
+    if count(cx, &geometry, block, end.saturating_sub(1)).is_some_and(|count| count > 0) {
+        let behind = count(cx, &geometry, block, end.saturating_add(cluster).saturating_sub(1));
+        score = score.saturating_add(if behind.unwrap_or(0) == 0 { 2 } else { 1 });
     }
     if header.l1_size != 0 && geometry.l1_needed() == u64::from(header.l1_size) {
         score = score.saturating_add(1);

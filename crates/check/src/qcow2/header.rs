@@ -183,7 +183,7 @@ pub(crate) struct Geometry {
     pub(crate) refcount_order: u32,
     /// Size of the guest's disk.
     pub(crate) size: u64,
-    /// Incompatible bit 4.
+    /// Incompatible bit 4, where clusters are large enough for it.
     pub(crate) extended_l2: bool,
     /// Incompatible bit 2.
     pub(crate) external_data: bool,
@@ -201,7 +201,8 @@ impl Geometry {
             cluster_bits: header.cluster_bits,
             refcount_order: header.refcount_order,
             size: header.size,
-            extended_l2: header.incompatible & EXTENDED_L2 != 0,
+            // Smaller clusters can not have them: the bit is what is wrong then.
+            extended_l2: header.incompatible & EXTENDED_L2 != 0 && header.cluster_bits >= 14,
             external_data: header.incompatible & EXTERNAL_DATA != 0,
             version: header.version.clamp(2, 3),
             zstd: header.compression_type == 1,
@@ -434,7 +435,9 @@ fn judge_length(cx: &mut Context<'_>, stored: &Header, bytes: &[u8]) {
         return;
     }
     let length = stored.header_length;
-    let cluster = 1u64.checked_shl(stored.cluster_bits).unwrap_or(u64::MAX);
+    // A cluster size that can not be says nothing of the header's length.
+    let bits = stored.cluster_bits;
+    let cluster = 1u64 << if (9..=CLUSTER_BITS_MAX).contains(&bits) { bits } else { CLUSTER_BITS_MAX };
     if length < V3_LEN || u64::from(length) > cluster {
         let words = format!("header_length is {length}; {V3_LEN} to {cluster} (the cluster size) can be");
         cx.find(Finding::new(codes::HEADER_LENGTH, words).host(100..104));

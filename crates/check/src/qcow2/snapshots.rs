@@ -92,6 +92,7 @@ pub(crate) fn read(cx: &mut Context<'_>, head: &Head, claims: &mut Claims) -> Sn
     }
     claims.add(cx, start, at.saturating_sub(start), Class::SnapshotTable, 0);
     found.fact = Some(walk.fact(stated));
+    cx.budget.give(walk.taken);
     found
 }
 
@@ -101,9 +102,16 @@ struct Walk {
     runs: Runs,
     ids: BTreeSet<u64>,
     names: BTreeSet<u64>,
+    /// Entries walked.
+    walked: u64,
+    /// Bytes of the budget `ids` and `names` have.
+    taken: u64,
     left_out: u64,
     listed: Vec<String>,
 }
+
+/// Bytes an id and a name cost in their sets.
+const SET_COST: u64 = 64;
 
 impl Walk {
     fn new(geometry: Geometry) -> Self {
@@ -113,6 +121,8 @@ impl Walk {
             runs: Runs::new("snapshot"),
             ids: BTreeSet::new(),
             names: BTreeSet::new(),
+            walked: 0,
+            taken: 0,
             left_out: 0,
             listed: Vec::new(),
         }
@@ -146,6 +156,10 @@ impl Walk {
         let name = self.window.get(cx, name_at, usize::try_from(name_len).unwrap_or(0));
         let (name_hash, name) = (hash(name), printable(name, NAME_SHOWN));
 
+        // Without memory for it nothing is compared; the entry is left out below and said to be.
+        let compare = cx.budget.left() > cx.options.memory / 4 && cx.budget.take(SET_COST).is_ok();
+        self.taken = self.taken.saturating_add(if compare { SET_COST } else { 0 });
+        self.walked = self.walked.saturating_add(1);
         let range = at..end;
         let shown = || format!("snapshot {index} ('{name}')");
         let (runs, version) = (&mut self.runs, self.geometry.version);
@@ -154,7 +168,7 @@ impl Walk {
                 format!("{} has {extra_len} bytes of extra data; 16 to {EXTRA_MAX} can be", shown())
             });
         }
-        if id_len == 0 || !self.ids.insert(id_hash) {
+        if id_len == 0 || compare && !self.ids.insert(id_hash) {
             runs.hit(cx, codes::SNAPSHOT_ID, index, range.clone(), || {
                 if id_len == 0 {
                     format!("{} has no id", shown())
@@ -163,7 +177,7 @@ impl Walk {
                 }
             });
         }
-        if !self.names.insert(name_hash) {
+        if compare && !self.names.insert(name_hash) {
             runs.hit(cx, codes::SNAPSHOT_NAME, index, range.clone(), || {
                 format!("{} has the name of an earlier one", shown())
             });
@@ -263,9 +277,12 @@ impl Walk {
 
     fn fact(&self, stated: u64) -> String {
         let listed = self.listed.join(", ");
-        match stated.saturating_sub(self.listed.len() as u64) {
-            0 => format!("{stated}: {listed}"),
-            more => format!("{stated}: {listed} and {more} more"),
+        let number =
+            if self.walked == stated { stated.to_string() } else { format!("{} found of {stated}", self.walked) };
+        match self.walked.saturating_sub(self.listed.len() as u64) {
+            _ if self.walked == 0 => number,
+            0 => format!("{number}: {listed}"),
+            more => format!("{number}: {listed} and {more} more"),
         }
     }
 }

@@ -166,9 +166,9 @@ crate::code::codes! {
         spec: "qcow2, Header (incompatible feature bit 1)";
     FEATURE_RAW = "QCOW2-FEATURE-RAW-DATA", Warning,
         title: "the promise that the data file is raw can not hold",
-        why: "a program that trusts the bit reads the data file directly and gets other bytes than the guest",
-        cause: "a backing file given to an image with a raw data file, or a bit set without a data file",
-        next: "read the disk through the qcow2 image, not through its data file",
+        why: "a program that trusts the bit reads the data file directly and gets other bytes than the guest; without a data file readers refuse the image",
+        cause: "a backing file given to an image with a raw data file, or a flipped bit",
+        next: "read the disk through the qcow2 image, not through its data file; without a data file clear the bit on a copy",
         spec: "qcow2, Header (autoclear feature bit 1)";
 
     EXTENSION_LENGTH = "QCOW2-EXTENSION-LENGTH", Corruption,
@@ -337,11 +337,11 @@ crate::code::codes! {
         cause: "an overwritten directory",
         next: "make a full backup, then remove the bitmaps",
         spec: "qcow2, Bitmap directory";
-    BITMAP_NAME = "QCOW2-BITMAP-NAME", Warning,
+    BITMAP_NAME = "QCOW2-BITMAP-NAME", Corruption,
         title: "two bitmaps have the same name",
-        why: "a backup that gives the name may get the bits of the other one",
+        why: "readers refuse the image; a backup that gives the name may get the bits of the other one",
         cause: "an overwritten directory, or a program that does not look for the name",
-        next: "remove both and begin with a full backup",
+        next: "on a copy, give one another name of the same length in the directory; then begin with a full backup",
         spec: "qcow2, Bitmap directory (name)";
     BITMAP_TABLE = "QCOW2-BITMAP-TABLE", Corruption,
         title: "a bitmap's table is not where or as long as it has to be",
