@@ -5,12 +5,14 @@
 //! - [`qcheck`]: qcheck's sections, chosen by its letters;
 //! - [`explain`]: what a finding's code means;
 //! - [`ddrescue`]: what the guest's disk has lost, as a map for GNU ddrescue;
+//! - [`map`]: the image file by owner and the guest's disk by state, as pictures: HTML, SVG, letters;
 //! - [`text`]: the small parts they share.
 
 pub mod ddrescue;
 pub mod explain;
 pub mod human;
 pub mod json;
+pub mod map;
 pub mod qcheck;
 pub mod text;
 
