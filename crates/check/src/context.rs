@@ -80,6 +80,12 @@ impl<'a> Context<'a> {
         self.lost.insert(guest);
     }
 
+    /// More of it, of which only the number of ranges and of bytes is known.
+    pub(crate) fn lose_more(&mut self, ranges: u64, bytes: u64) {
+        self.lost_left_out.0 = self.lost_left_out.0.saturating_add(ranges);
+        self.lost_left_out.1 = self.lost_left_out.1.saturating_add(bytes);
+    }
+
     pub(crate) fn lost(&self) -> Lost {
         let bytes = self.lost.iter().fold(0u64, |all, range| all.saturating_add(range.end.saturating_sub(range.start)));
         Lost {
@@ -210,5 +216,18 @@ impl<'a> Context<'a> {
         for range in self.lost.iter() {
             map.turn(range.start..range.end, GuestState::Data, GuestState::Damaged);
         }
+    }
+
+    /// As [`add_guest`](Self::add_guest), what is lost already as damaged.
+    pub(crate) fn add_guest_unless_lost(&mut self, range: Range<u64>, state: GuestState) {
+        let lost: Vec<Range<u64>> = self.lost.overlapping(&range).cloned().collect();
+        let mut at = range.start;
+        for lost in lost {
+            let lost = lost.start.max(range.start)..lost.end.min(range.end);
+            self.add_guest(at..lost.start, state);
+            self.add_guest(lost.clone(), GuestState::Damaged);
+            at = lost.end;
+        }
+        self.add_guest(at..range.end, state);
     }
 }
