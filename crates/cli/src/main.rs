@@ -6,9 +6,11 @@ mod mismatches;
 mod runtime;
 mod sockets;
 
+mod check;
 mod compare;
 mod completions;
 mod create;
+mod explain;
 mod io;
 mod map;
 mod serve;
@@ -33,6 +35,8 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Check(check::Args),
+    Explain(explain::Args),
     Serve(serve::Args),
     Verify(compare::VerifyArgs),
     Compare(compare::CompareArgs),
@@ -54,7 +58,9 @@ fn main() -> ExitCode {
         words.drain(..2);
         return io::run(words, false);
     }
-    match Cli::parse().command {
+    match parse(&words).command {
+        Command::Check(args) => check::run(args),
+        Command::Explain(args) => explain::run(&args),
         Command::Serve(args) => serve::run(args),
         Command::Verify(args) => compare::run_verify(args),
         Command::Compare(args) => compare::run_compare(args),
@@ -63,6 +69,20 @@ fn main() -> ExitCode {
         Command::Map(args) => map::run(args),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
         Command::Man(args) => completions::run_man(&args, &Cli::command()),
+    }
+}
+
+/// Reads the command line; ends the program, as clap does, where it is wrong.
+///
+/// But `check` has the exit statuses of `qemu-img check`, where clap's 2 means that an image is damaged.
+fn parse(words: &[OsString]) -> Cli {
+    match Cli::try_parse_from(words) {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && words.get(1).is_some_and(|word| word == "check") => {
+            let _ = error.print();
+            std::process::exit(1);
+        }
+        Err(error) => error.exit(),
     }
 }
 

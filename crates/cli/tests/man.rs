@@ -6,7 +6,7 @@ mod common;
 use common::{blkproof, run, shell};
 use tempfile::tempdir;
 
-const COMMANDS: &[&str] = &["compare", "completions", "create", "io", "man", "map", "serve", "verify"];
+const COMMANDS: &[&str] = &["check", "compare", "completions", "create", "explain", "io", "man", "map", "serve", "verify"];
 
 #[test]
 fn every_command_has_a_page_that_renders() {
