@@ -14,7 +14,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use crate::budget::{Budget, Full};
 
 /// Clusters in a page.
-const PAGE: u64 = 1 << 15;
+pub(crate) const PAGE: u64 = 1 << 15;
 const WORDS: usize = (PAGE / 64) as usize;
 const BITS_BYTES: u64 = PAGE / 8;
 
@@ -158,6 +158,41 @@ impl<'b> Tally<'b> {
         }
     }
 
+    /// References to a cluster, and where the stretch of clusters with as many ends (at the end of its page at the latest).
+    pub(crate) fn run_at(&self, cluster: u64) -> (u64, u64) {
+        let at = cluster.saturating_sub(self.window.start);
+        let start = cluster.saturating_sub(at % PAGE);
+        let end = start.saturating_add(PAGE).min(self.window.end);
+        let slot = usize::try_from(at / PAGE).ok().and_then(|index| self.pages.get(index));
+        let Some(page) = slot.and_then(OnceLock::get) else { return (0, end) };
+        let word_at = |bit: u64| {
+            let word = page.bits.get(usize::try_from(bit / 64).unwrap_or(0));
+            word.map_or(0, |word| word.load(Ordering::Relaxed))
+        };
+        let bit = at % PAGE;
+        let set = word_at(bit) >> (bit % 64) & 1 == 1;
+        if set && page.extra.get().is_some() {
+            let count = self.count(cluster);
+            let mut to = cluster.saturating_add(1);
+            while to < end && self.count(to) == count {
+                to = to.saturating_add(1);
+            }
+            return (count, to);
+        }
+        // Words are turned so that the run is of ones, and looked at from the cluster's bit on.
+        let turned = |bit: u64| if set { word_at(bit) } else { !word_at(bit) };
+        let first = (!(turned(bit) >> (bit % 64))).trailing_zeros();
+        let mut to = bit.saturating_add(u64::from(first).min(64u64.saturating_sub(bit % 64)));
+        while to % 64 == 0 && to < PAGE {
+            let ones = u64::from(turned(to).trailing_ones());
+            to = to.saturating_add(ones);
+            if ones < 64 {
+                break;
+            }
+        }
+        (u64::from(set), start.saturating_add(to).min(end))
+    }
+
     fn page(&self, at: u64) -> Result<&Page, Full> {
         let slot = usize::try_from(at / PAGE).ok().and_then(|index| self.pages.get(index)).ok_or(Full)?;
         if let Some(page) = slot.get() {
@@ -292,6 +327,15 @@ mod tests {
             }
         });
         assert_eq!(seen, window.end);
+        let mut at = window.start;
+        while at < window.end {
+            let (count, end) = tally.run_at(at);
+            assert!(end > at && end <= window.end, "cluster {at}");
+            for cluster in at..end {
+                assert_eq!(count, model[cluster as usize], "cluster {cluster}");
+            }
+            at = end;
+        }
         drop(tally);
         assert_eq!(budget.left(), 16 << 20, "everything taken is given back");
     }
