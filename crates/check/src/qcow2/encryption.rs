@@ -23,6 +23,8 @@ const SLOT_AT: u64 = 208;
 const ACTIVE: u32 = 0x00ac_71f3;
 const INACTIVE: u32 = 0x0000_dead;
 const SECTOR: u64 = 512;
+/// Longest header: eight slots of the largest keys and stripes, with room to spare.
+const LEN_MAX: u64 = 128 << 20;
 /// Longest key and most stripes a program would read.
 const KEY_MAX: u32 = 1024;
 const STRIPES_MAX: u32 = 10_000;
@@ -54,7 +56,9 @@ pub(crate) fn judge(cx: &mut Context<'_>, head: &Head, extensions: &Extensions, 
         Some("is no multiple of the cluster size, or 0")
     } else if offset >= file_len {
         Some("is past the end of the file")
-    } else if end > file_len.checked_next_multiple_of(cluster).unwrap_or(u64::MAX) || len < PHDR_LEN {
+    } else if end > file_len.checked_next_multiple_of(cluster).unwrap_or(u64::MAX)
+        || !(PHDR_LEN..=LEN_MAX).contains(&len)
+    {
         Some("has a length that can not be")
     } else {
         None
@@ -69,7 +73,8 @@ pub(crate) fn judge(cx: &mut Context<'_>, head: &Head, extensions: &Extensions, 
             return Some("LUKS (header not found)".to_owned());
         }
     }
-    claims.add(cx, offset, len, Class::Encryption, 0);
+    claims.complete &= len <= LEN_MAX;
+    claims.add(cx, offset, len.min(LEN_MAX), Class::Encryption, 0);
     Some(judge_luks(cx, head, offset, len))
 }
 

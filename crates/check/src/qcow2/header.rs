@@ -14,7 +14,6 @@ use crate::code::Severity;
 use crate::context::Context;
 use crate::finding::Finding;
 use crate::options::Assume;
-use crate::watch::{Event, Wants};
 
 use super::codes::structure as codes;
 use super::guess;
@@ -266,7 +265,6 @@ pub(crate) struct Head {
 pub(crate) fn read(cx: &mut Context<'_>) -> Head {
     let mut first = cx.read(0, READ_LEN, "the header");
     let stored = Header::parse(&first);
-    tell_fields(cx, &stored);
 
     let dead = judge_start(cx, &stored, &first);
     let mut header = if dead { Header::unknown() } else { stored.clone() };
@@ -306,39 +304,6 @@ pub(crate) fn read(cx: &mut Context<'_>) -> Head {
         lose_unmapped(cx, &header, geometry, l1.as_ref());
     }
     Head { header, geometry, dead, first, l1, refcount_table }
-}
-
-/// The raw fields, for who wants to see them.
-fn tell_fields(cx: &Context<'_>, header: &Header) {
-    if !cx.watch.wants().contains(Wants::HEADER) {
-        return;
-    }
-    let fields: [(&str, u64, bool); 19] = [
-        ("magic", u64::from(header.magic), true),
-        ("version", u64::from(header.version), false),
-        ("backing_file_offset", header.backing_offset, true),
-        ("backing_file_size", u64::from(header.backing_len), false),
-        ("cluster_bits", u64::from(header.cluster_bits), false),
-        ("size", header.size, false),
-        ("crypt_method", u64::from(header.crypt_method), false),
-        ("l1_size", u64::from(header.l1_size), false),
-        ("l1_table_offset", header.l1_offset, true),
-        ("refcount_table_offset", header.refcount_table_offset, true),
-        ("refcount_table_clusters", u64::from(header.refcount_table_clusters), false),
-        ("nb_snapshots", u64::from(header.nb_snapshots), false),
-        ("snapshots_offset", header.snapshots_offset, true),
-        ("incompatible_features", header.incompatible, true),
-        ("compatible_features", header.compatible, true),
-        ("autoclear_features", header.autoclear, true),
-        ("refcount_order", u64::from(header.refcount_order), false),
-        ("header_length", u64::from(header.header_length), false),
-        ("compression_type", u64::from(header.compression_type), false),
-    ];
-    let shown = if header.version >= 3 { fields.len() } else { 13 };
-    for (name, value, hex) in fields.iter().take(shown) {
-        let value = if *hex { format!("{value:#x}") } else { value.to_string() };
-        cx.watch.event(&Event::Field(name, &value));
-    }
 }
 
 /// Whether there is a header at all; whether something else lies in its place is answered with "dead".

@@ -86,9 +86,9 @@ fn backing_name(cx: &mut Context<'_>, head: &Head, extensions: &Extensions) -> O
         );
         cx.find(Finding::new(codes::HEADER_BACKING_OVERLAP, words).host(range.clone()));
     }
-    let bytes = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
-    let bytes = bytes.and_then(|(start, end)| head.first.get(start..end))?;
-    Some(printable(bytes, SHOWN))
+    let len = usize::try_from(header.backing_len).unwrap_or(0);
+    let bytes = cx.read(range.start, len, "the backing file's name");
+    Some(printable(&bytes, SHOWN))
 }
 
 fn data_file(cx: &mut Context<'_>, header: &Header, extensions: &Extensions) -> Option<String> {

@@ -85,7 +85,7 @@ pub(crate) fn look(cx: &mut Context<'_>) -> Side {
     let names = references::judge(cx, &head, &extensions);
     references::judge_data_file(cx, &head.header);
 
-    let mut claims = Claims::new(cx);
+    let mut claims = Claims::new();
     if let Some(geometry) = &head.geometry {
         claims.add(cx, 0, geometry.cluster_size(), Class::Header, 0);
     }
@@ -170,6 +170,9 @@ pub(crate) fn size_text(bytes: u64) -> String {
     }
 }
 
+/// Bytes of claims in all: four bitmaps of a 64 TiB disk with a bit for every sector.
+const CLAIMED_MAX: u64 = 64 << 30;
+
 /// Stretches of the file that belong to something, as they are found.
 pub(crate) struct Claims {
     list: Vec<Claim>,
@@ -178,17 +181,11 @@ pub(crate) struct Claims {
     /// Bytes in all claims. Each is counted cluster by cluster later: structures that name each other's places over and over
     /// must not make that endless.
     bytes: u64,
-    bytes_max: u64,
 }
 
 impl Claims {
-    fn new(cx: &Context<'_>) -> Self {
-        Self {
-            list: Vec::new(),
-            complete: true,
-            bytes: 0,
-            bytes_max: cx.file_len().saturating_mul(4).saturating_add(1 << 30),
-        }
+    fn new() -> Self {
+        Self { list: Vec::new(), complete: true, bytes: 0 }
     }
 
     /// Adds one; what is past the end of the file is left out. Neighbours of one thing are kept as one.
@@ -198,7 +195,7 @@ impl Claims {
             return;
         }
         self.bytes = self.bytes.saturating_add(len);
-        if self.bytes > self.bytes_max {
+        if self.bytes > CLAIMED_MAX {
             self.left_out(cx);
             return;
         }
@@ -224,7 +221,7 @@ impl Claims {
 
     fn left_out(&mut self, cx: &mut Context<'_>) {
         if std::mem::replace(&mut self.complete, false) {
-            cx.could_not("all clusters of bitmaps: there are more than memory (--memory) allows");
+            cx.could_not("all clusters of the side structures: there are more than memory (--memory) allows, or more than anybody makes");
         }
     }
 }

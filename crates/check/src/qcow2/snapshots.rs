@@ -21,6 +21,9 @@ const TABLE_LEN_MAX: u64 = 64 << 20;
 const EXTRA_MAX: u64 = 1024;
 const L1_ENTRIES_MAX: u64 = (32 << 20) / 8;
 
+/// Where the walk ends at the latest: an entry that says it is longer is no entry.
+const WALK_MAX: u64 = 2 * TABLE_LEN_MAX;
+
 /// Bytes of an entry before its extra data.
 const FIXED: usize = 40;
 /// Characters kept of a name.
@@ -60,7 +63,7 @@ pub(crate) fn read(cx: &mut Context<'_>, head: &Head, claims: &mut Claims) -> Sn
         found.fact = Some(format!("{stated}, not found"));
         return found;
     }
-    let mut walk = Walk::new(*geometry);
+    let mut walk = Walk::new(*geometry, start);
     let mut at = start;
     for index in 0..stated.min(COUNT_MAX) {
         if cx.stopped() {
@@ -98,6 +101,8 @@ pub(crate) fn read(cx: &mut Context<'_>, head: &Head, claims: &mut Claims) -> Sn
 
 struct Walk {
     geometry: Geometry,
+    /// Where the table begins.
+    start: u64,
     window: Window,
     runs: Runs,
     ids: BTreeSet<u64>,
@@ -114,9 +119,10 @@ struct Walk {
 const SET_COST: u64 = 64;
 
 impl Walk {
-    fn new(geometry: Geometry) -> Self {
+    fn new(geometry: Geometry, start: u64) -> Self {
         Self {
             geometry,
+            start,
             window: Window::new("the snapshot table"),
             runs: Runs::new("snapshot"),
             ids: BTreeSet::new(),
@@ -145,7 +151,7 @@ impl Walk {
         let id_at = extra_at.saturating_add(extra_len);
         let name_at = id_at.saturating_add(id_len);
         let end = name_at.saturating_add(name_len);
-        if end > cx.file_len() {
+        if end > cx.file_len() || end.saturating_sub(self.start) > WALK_MAX {
             return None;
         }
         let extra = self.window.get(cx, extra_at, usize::try_from(extra_len.min(24)).unwrap_or(0));
