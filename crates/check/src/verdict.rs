@@ -47,7 +47,9 @@ pub(crate) fn fill_next(cx: &mut Context<'_>, verdict: Verdict) {
     if verdict == Verdict::Damaged {
         cx.next.push("keep this file as it is: work on a copy, and do not start the virtual machine on it".to_owned());
     }
-    let mut codes: Vec<_> = cx.findings.sums().filter(|(_, severity, _)| *severity >= Severity::Leak).collect();
+    // Beside damage, what nothing refers to may be the very data that is missed: nobody is told to free it.
+    let least = if verdict == Verdict::Damaged { Severity::Corruption } else { Severity::Leak };
+    let mut codes: Vec<_> = cx.findings.sums().filter(|(_, severity, _)| *severity >= least).collect();
     codes.sort_by_key(|(_, severity, sum)| std::cmp::Reverse((*severity, sum.errors)));
     for (name, _, _) in codes.into_iter().take(3) {
         if let Some(code) = code::find(name)
@@ -55,5 +57,10 @@ pub(crate) fn fill_next(cx: &mut Context<'_>, verdict: Verdict) {
         {
             cx.next.push(code.next.to_owned());
         }
+    }
+    if verdict == Verdict::Damaged && cx.findings.errors(Severity::Leak) > 0 {
+        let words =
+            "free no leaked space before the data is safe ('qemu-img check -r leaks' would): it may hold what is lost";
+        cx.next.push(words.to_owned());
     }
 }
