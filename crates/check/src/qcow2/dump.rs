@@ -59,9 +59,9 @@ impl Section {
             "SNAPSHOT" => Self::Snapshots,
             "BITMAP" => Self::Bitmaps,
             "REFTABLE" => Self::RefcountTable,
-            "REFBLOCK" => Self::Refblocks,
+            "REFBLOCK" | "REFCOUNT" => Self::Refblocks,
             "L1" => Self::L1,
-            "L2" | "COMPRESSED" | "SUBCLUSTER" => Self::L2,
+            "L2" | "STREAM" => Self::L2,
             _ => Self::Analysis,
         })
     }
@@ -560,7 +560,8 @@ mod tests {
             ("QCOW2-HEADER-L1", Some(Section::Header)),
             ("QCOW2-L1-X", Some(Section::L1)),
             ("QCOW2-REFTABLE-X", Some(Section::RefcountTable)),
-            ("QCOW2-OVERLAP", Some(Section::Analysis)),
+            ("QCOW2-REFCOUNT-PAST-END", Some(Section::Refblocks)),
+            ("QCOW2-CLUSTER-OVERLAP", Some(Section::Analysis)),
             ("IMAGE-CHANGED", None),
             ("VDI-HEADER-SIZE", None),
         ] {
