@@ -4,6 +4,7 @@
 mod common;
 
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -139,5 +140,105 @@ fn a_reader_that_leaves_is_no_error() {
         let line = format!("set +o pipefail; blkproof check {args} a.qcow2 | head -c 1 | wc -c");
         let outcome = shell(dir, &line).exited(0);
         assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("1\n", ""), "{args}");
+    }
+}
+
+/// Overwrites eight bytes of a copy of the image.
+fn damage(dir: &Path, name: &str, change: impl Fn(&std::fs::File, u64)) {
+    std::fs::copy(dir.join("a.qcow2"), dir.join(name)).unwrap();
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(dir.join(name)).unwrap();
+    let l1_table = word(&file, 40);
+    change(&file, word(&file, l1_table) & 0x00ff_ffff_ffff_fe00);
+}
+
+fn word(file: &std::fs::File, at: u64) -> u64 {
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, at).unwrap();
+    u64::from_be_bytes(bytes)
+}
+
+fn put(file: &std::fs::File, at: u64, word: u64) {
+    file.write_all_at(&word.to_be_bytes(), at).unwrap();
+}
+
+#[test]
+fn a_flawed_entry_stands_above_its_error() {
+    let dir = tempdir().unwrap();
+    let dir = dir.path();
+    image(dir);
+    damage(dir, "d.qcow2", |file, l2| {
+        put(file, l2 + 3 * 8, 1 << 63 | 0x7f00_0000);
+        put(file, l2 + 9 * 8, 1 << 63 | 0x8123);
+    });
+    let outcome = blkproof(dir, &["check", "-s", "-l", "ps", "d.qcow2"]).exited(2);
+    let lines: Vec<&str> = outcome.stdout.lines().collect();
+    let at = |words: &str| {
+        lines.iter().position(|line| line.contains(words)).unwrap_or_else(|| panic!("{words}: {lines:#?}"))
+    };
+    let first = at("0x0003: CLUSTER 0x00000003; ent: 0x800000007f000000; ptr: 0x000000007f000000; -COMPRESSED +COPIED");
+    let second = at("0x0009: CLUSTER 0x00000009; ent: 0x8000000000008123;");
+    assert!(first < second && second < at("[QCOW2-L2-PAST-END]"), "{lines:#?}");
+    assert!(lines[at("[QCOW2-L2-PAST-END]")].starts_with("Error: L2 entry 3 of the table at 0x"), "{lines:#?}");
+    assert_eq!(at("Header: OK, 0 problems"), 0);
+    assert!(lines[at("L2 tables: ")].ends_with(" problems found"), "{lines:#?}");
+    assert!(lines.last().unwrap().starts_with("qcheck: ") && !outcome.stdout.contains("Could not complete"));
+    // The number of shown entries is bounded like that of findings.
+    damage(dir, "many.qcow2", |file, l2| {
+        (0..512).for_each(|entry| put(file, l2 + entry * 8, 1 << 63 | 0x1_0000_0000 | (entry & 1)))
+    });
+    let many = blkproof(dir, &["check", "-s", "-l", "pi", "--max-findings", "7", "many.qcow2"]).exited(2).stdout;
+    assert_eq!(many.matches("; ent: ").count(), 7, "{many}");
+    assert!(many.contains("further flawed entries of this section are not shown; --max-findings"), "{many}");
+}
+
+/// Sound images on which qcheck raised false alarms, or gave up.
+#[test]
+fn sound_images_have_no_problems() {
+    let dir = tempdir().unwrap();
+    let dir = dir.path();
+    let write = ["-c", "write 0 1M", "-c", "write -z 2M 1M", "-c", "write -c 3M 64k"];
+    for (name, options, after) in [
+        ("plain", "", ""),
+        ("v2", "compat=0.10", ""),
+        ("narrow", "refcount_bits=1", ""),
+        ("wide", "refcount_bits=64", ""),
+        ("lazy", "lazy_refcounts=on", ""),
+        ("zstd", "compression_type=zstd", ""),
+        ("subclusters", "extended_l2=on", ""),
+        ("prepared", "preallocation=metadata", ""),
+        ("tiny", "cluster_size=512", ""),
+        ("huge", "cluster_size=2M", ""),
+        ("external", "data_file=external.raw", ""),
+        ("snapshots", "", "qemu-img snapshot -c one snapshots; qemu-io -f qcow2 -c 'write 0 128k' snapshots"),
+        ("bitmaps", "", "qemu-img bitmap --add bitmaps b0; qemu-io -f qcow2 -c 'write 0 128k' bitmaps"),
+    ] {
+        let mut args = vec!["create", "-q", "-f", "qcow2"];
+        if !options.is_empty() {
+            args.extend(["-o", options]);
+        }
+        args.extend([name, "64M"]);
+        run(dir, "qemu-img", &args).exited(0);
+        // A compressed cluster has no place in a data file, over an allocated one, or as a part of a larger one.
+        let uncompressed = ["external", "prepared", "huge"].contains(&name);
+        let writes = if uncompressed { &write[..4] } else { &write[..] };
+        run(dir, "qemu-io", &[&["-f", "qcow2"][..], writes, &[name]].concat()).exited(0);
+        shell(dir, &format!("{{ :; {after}\n}} >/dev/null")).exited(0);
+        let outcome = blkproof(dir, &["check", "-v", "-l", "E", name]).exited(0);
+        assert!(outcome.stdout.ends_with("qcheck: OK, 0 problems\n"), "{name}: {}", outcome.stdout);
+        let sums: Vec<&str> =
+            outcome.stdout.lines().filter(|line| line.contains("problem") && line.contains(": ")).collect();
+        assert!(sums.iter().all(|line| line.ends_with(": OK, 0 problems")), "{name}: {sums:?}");
+        assert!(sums.len() >= 7, "{name}: {sums:?}");
+        // The ranges of the file map follow each other up to its end.
+        let map = outcome.stdout.split("== File Map ==\n").nth(1).unwrap();
+        let mut next = 0;
+        for line in map.lines().take_while(|line| line.starts_with("0x")) {
+            let bound = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap();
+            let (first, rest) = line.split_once(" - ").unwrap();
+            assert_eq!(bound(first), next, "{name}: {line}");
+            next = bound(rest.split(' ').next().unwrap()) + 1;
+        }
+        assert_eq!(next, std::fs::metadata(dir.join(name)).unwrap().len(), "{name}");
+        run(dir, "qemu-img", &["check", "-q", name]).exited(0);
     }
 }

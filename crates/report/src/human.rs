@@ -74,7 +74,7 @@ impl Page<'_> {
                     0 => write!(out, "{}", text::plural(report.numbers.leaks, "leak"))?,
                     bytes => write!(out, "{} of the file wasted", text::size(bytes))?,
                 }
-                writeln!(out, "; no guest data is affected")?;
+                writeln!(out, "; no guest data is known to be affected")?;
             }
             Verdict::Damaged => {
                 write!(out, "{}: ", style.bad("damaged"))?;
