@@ -1,3 +1,190 @@
-//! Codes.
+//! Codes of Parallels images.
 
-crate::code::codes! {}
+crate::code::codes! {
+    MAGIC = "PRL-HEADER-MAGIC", Corruption,
+        title: "the image begins with neither of the two magics of the format",
+        why: "no program recognises the image, and whether the BAT counts in clusters or in sectors is not known",
+        cause: "the first bytes were overwritten, often by a boot sector or partition table written to the file itself",
+        next: "restore \"WithouFreSpacExt\" (or \"WithoutFreeSpace\" for images of old versions) at 0 in a copy and check that",
+        spec: "QEMU docs/interop/parallels.txt, section \"Header\", magic";
+    CUT = "PRL-HEADER-CUT", Corruption,
+        title: "the file ends inside the header",
+        why: "neither the size of the disk nor that of a cluster is known",
+        cause: "a copy or download that stopped at once, a full file system",
+        next: "fetch the image again from where it came from",
+        spec: "QEMU docs/interop/parallels.txt, section \"Header\"";
+    VERSION = "PRL-HEADER-VERSION", Corruption,
+        title: "the version of the header is not 2",
+        why: "programs refuse the image; there has never been another version",
+        cause: "the header was overwritten in part",
+        next: "if the other fields make sense, set the version at 0x10 to 2 in a copy",
+        spec: "QEMU docs/interop/parallels.txt, section \"Header\", version";
+    CLUSTER = "PRL-HEADER-CLUSTER", Corruption,
+        title: "the cluster size is none that can be",
+        why: "every offset of the BAT is computed from it; programs refuse the image",
+        cause: "the header was overwritten in part",
+        next: "check again with `--assume tracks=2048`, the cluster of 1 MiB that is usual today",
+        spec: "QEMU docs/interop/parallels.txt, section \"Header\", tracks";
+    ENTRIES = "PRL-HEADER-ENTRIES", Corruption,
+        title: "the BAT is said to have more entries than there is room for",
+        why: "programs refuse the image, or take guest data for entries",
+        cause: "the header was overwritten in part, or the file was made to break programs",
+        next: "check again with `--assume entries=…`, the disk's size divided by the cluster size",
+        spec: "QEMU docs/interop/parallels.txt, section \"Header\", nb_bat_entries";
+    SIZE = "PRL-HEADER-SIZE", Corruption,
+        title: "the disk is larger than what the BAT can map",
+        why: "the end of the disk can neither be read nor written",
+        cause: "a resize that stopped half-way, or a damaged field",
+        next: "check again with `--assume size=…` of the size the guest's partition table tells",
+        spec: "QEMU docs/interop/parallels.txt, section \"Header\", nb_sectors";
+    SIZE_HIGH = "PRL-HEADER-SIZE-HIGH", Warning,
+        title: "the upper half of the disk's size is not zero in an image of the old kind",
+        why: "only the lower half counts in these images; a program that reads both sees an absurd size",
+        cause: "a program that did not clear the field",
+        next: "convert the image to a current format",
+        spec: "QEMU docs/interop/parallels.txt, section \"Header\", nb_sectors";
+    IN_USE = "PRL-HEADER-IN-USE", Corruption,
+        title: "the image was not closed",
+        why: "what the writer had in memory is missing: BAT entries and bitmaps of the last moments may be stale",
+        cause: "a crash of the host or of the virtual machine's program, or a virtual machine that is running now",
+        next: "make sure that nothing has it open; then `qemu-img check -r all` on a copy clears the mark",
+        spec: "QEMU docs/interop/parallels.txt, section \"Header\", in_use";
+    IN_USE_VALUE = "PRL-HEADER-IN-USE-VALUE", Warning,
+        title: "the in-use field holds none of the values it can have",
+        why: "whether the image was closed is not known",
+        cause: "a damaged header, or a program that uses the field otherwise",
+        next: "treat the image as one that was not closed",
+        spec: "QEMU docs/interop/parallels.txt, section \"Header\", in_use";
+    DATA_OFFSET = "PRL-HEADER-DATA-OFFSET", Corruption,
+        title: "the data area does not begin where it can",
+        why: "new clusters are placed from there: inside the BAT they destroy it, elsewhere programs disagree about the image",
+        cause: "the header was overwritten in part, or written by a program that left the field out",
+        next: "`qemu-img check -r all` on a copy sets the field from the BAT",
+        spec: "QEMU docs/interop/parallels.txt, section \"Header\", data_off";
+    EMPTY = "PRL-HEADER-EMPTY", Warning,
+        title: "the image is marked as empty, and has clusters",
+        why: "a program that believes the mark shows the guest a disk of zeroes",
+        cause: "a program that wrote to the image without clearing the mark",
+        next: "clear bit 0 at 0x34 in a copy",
+        spec: "QEMU docs/interop/parallels.txt, section \"Header\", flags";
+    FLAGS = "PRL-HEADER-FLAGS", Note,
+        title: "flags are set that nobody defined",
+        why: "they may be ignored; they tell of a newer writer or of a damaged header",
+        cause: "another program's extension",
+        next: "nothing",
+        spec: "QEMU docs/interop/parallels.txt, section \"Header\", flags";
+    BAT_CUT = "PRL-BAT-CUT", Corruption,
+        title: "the file ends inside the BAT",
+        why: "whatever the missing entries mapped is lost",
+        cause: "a copy that stopped, a full file system",
+        next: "fetch the image again from where it came from",
+        spec: "QEMU docs/interop/parallels.txt, section \"BAT\"";
+    PAST_END = "PRL-BAT-PAST-END", Corruption,
+        title: "mapped clusters lie past the end of the file",
+        why: "their data is not there any more",
+        cause: "the file was cut off: a copy that stopped, a full file system; or the BAT was overwritten",
+        next: "find a whole copy of the file; `qemu-img check -r all` would forget these clusters for good",
+        spec: "QEMU docs/interop/parallels.txt, section \"BAT\"";
+    BEFORE_DATA = "PRL-BAT-BEFORE-DATA", Corruption,
+        title: "mapped clusters lie before the data area",
+        why: "programs refuse such entries, or overwrite the header and the BAT through them",
+        cause: "a wrong data offset, or a BAT that was overwritten",
+        next: "check again with `--assume data_off=…` (in sectors); do not start the virtual machine",
+        spec: "QEMU docs/interop/parallels.txt, section \"BAT\"";
+    UNALIGNED = "PRL-BAT-UNALIGNED", Warning,
+        title: "clusters do not lie on the grid that begins with the data area",
+        why: "the data can be read, but programs that keep a map of used clusters take two for one",
+        cause: "an image of a very old version, or a changed data offset",
+        next: "a conversion gives an image without it",
+        spec: "QEMU docs/interop/parallels.txt, section \"BAT\"";
+    STRAY = "PRL-BAT-STRAY", Warning,
+        title: "clusters are mapped past the end of the disk",
+        why: "the guest can not reach them: they only take space",
+        cause: "a disk that was made smaller by changing its size",
+        next: "a conversion leaves them behind",
+        spec: "QEMU docs/interop/parallels.txt, section \"Header\", nb_sectors";
+    SHORT = "PRL-CLUSTER-SHORT", Warning,
+        title: "the last cluster is not whole in the file",
+        why: "what is missing lies past the end of the guest's disk: nothing is lost, but programs may refuse the file",
+        cause: "a program that cut the file to the disk's size",
+        next: "nothing needs to be done; extending the file to a whole cluster silences it",
+        spec: "QEMU docs/interop/parallels.txt, section \"BAT\"";
+    TWICE = "PRL-CLUSTER-TWICE", Corruption,
+        title: "two guest ranges are mapped to the same cluster",
+        why: "a write to one changes the other; the data in it belongs to one of them at most",
+        cause: "a BAT written by two programs at once, or a part of the BAT put in a wrong place",
+        next: "do not write to the image; copy the disk and let the guest's file system decide whose the cluster is",
+        spec: "QEMU docs/interop/parallels.txt, section \"BAT\"";
+    ON_METADATA = "PRL-CLUSTER-ON-METADATA", Corruption,
+        title: "a cluster is used for guest data and for the format's own",
+        why: "what is written to one destroys the other",
+        cause: "a wrong data offset; a program that does not know of extensions and allocated their clusters again",
+        next: "do not start the virtual machine; if a bitmap is the other owner, it is the one that can be given up",
+        spec: "QEMU docs/interop/parallels.txt, sections \"BAT\" and \"Data Area\"";
+    METADATA_TWICE = "PRL-METADATA-TWICE", Corruption,
+        title: "two parts of the format's own share a cluster",
+        why: "a bitmap that shares its place tells wrong things: backups made with it miss changes",
+        cause: "a damaged extension",
+        next: "make the next backup a full one",
+        spec: "QEMU docs/interop/parallels.txt, section \"Data Area\"";
+    LEAKED = "PRL-CLUSTER-LEAKED", Leak,
+        title: "the file goes on behind the last cluster in use",
+        why: "the space is lost; the data of the disk is not affected",
+        cause: "a crash of a writer that had reserved space ahead, or BAT entries that were lost",
+        next: "`qemu-img check -r leaks` on a copy cuts it off, unless dirty bitmaps are in use: it takes these for leaks",
+        spec: "QEMU docs/interop/parallels.txt, section \"Data Area\"";
+    ORPHAN = "PRL-CLUSTER-ORPHAN", Warning,
+        title: "clusters are referred to by nothing, in an image whose tables are damaged or not all known",
+        why: "they may be what the damaged entries or an unknown extension refer to",
+        cause: "entries that were overwritten, or an extension of a newer version",
+        next: "do not repair the image in place: that frees these clusters for good",
+        spec: "QEMU docs/interop/parallels.txt, section \"Data Area\"";
+    EXT_PLACE = "PRL-EXT-PLACE", Corruption,
+        title: "the extension is not where a cluster can be",
+        why: "its dirty bitmaps are lost, and QEMU refuses the image",
+        cause: "the header was overwritten in part, or the file was cut off",
+        next: "if no backup depends on the bitmaps, set the 8 bytes at 0x38 to zero in a copy; make the next backup a full one",
+        spec: "QEMU docs/interop/parallels.txt, section \"Header\", ext_off";
+    EXT_MAGIC = "PRL-EXT-MAGIC", Corruption,
+        title: "the extension does not begin with its magic",
+        why: "its dirty bitmaps are lost, and QEMU refuses the image",
+        cause: "the cluster was given to guest data by a program that does not know of extensions",
+        next: "if no backup depends on the bitmaps, set the 8 bytes at 0x38 to zero in a copy; make the next backup a full one",
+        spec: "QEMU docs/interop/parallels.txt, section \"Format Extension\"";
+    EXT_CHECKSUM = "PRL-EXT-CHECKSUM", Corruption,
+        title: "the extension's MD5 checksum does not match",
+        why: "a byte of it changed since it was written: its bitmaps can not be trusted, and QEMU refuses the image",
+        cause: "a write that was torn, or data written over it",
+        next: "make the next backup a full one, then drop the extension: set the 8 bytes at 0x38 to zero in a copy",
+        spec: "QEMU docs/interop/parallels.txt, section \"Format Extension\", m_CheckSum";
+    EXT_STALE = "PRL-EXT-STALE", Warning,
+        title: "a program that does not know of extensions has had the image open",
+        why: "it did not keep the dirty bitmaps: a backup made with them may miss changes",
+        cause: "an old version of the virtual machine's program",
+        next: "make the next backup a full one",
+        spec: "QEMU docs/interop/parallels.txt, section \"Header\", in_use";
+    EXT_SECTION = "PRL-EXT-SECTION", Corruption,
+        title: "a section of the extension does not fit into it",
+        why: "sections behind it can not be found, and QEMU refuses the image",
+        cause: "a program that wrote a wrong extension: the checksum is that of what is there",
+        next: "make the next backup a full one, then drop the extension: set the 8 bytes at 0x38 to zero in a copy",
+        spec: "QEMU docs/interop/parallels.txt, section \"Format Extension\"";
+    EXT_UNKNOWN = "PRL-EXT-UNKNOWN", Warning,
+        title: "the extension has a section that is not known",
+        why: "clusters it may refer to are not known either; QEMU refuses the image",
+        cause: "a newer version of the virtual machine's program",
+        next: "let the program that wrote it remove the feature before others use the image",
+        spec: "QEMU docs/interop/parallels.txt, section \"Format Extension\"";
+    BITMAP_SHAPE = "PRL-BITMAP-SHAPE", Corruption,
+        title: "a dirty bitmap does not fit the disk",
+        why: "which blocks changed can not be told from it: a backup made with it would miss changes",
+        cause: "a resize by a program that does not know of bitmaps, or a damaged extension",
+        next: "make the next backup a full one, then drop the bitmap",
+        spec: "QEMU docs/interop/parallels.txt, section \"Dirty bitmaps feature\"";
+    BITMAP_CLUSTER = "PRL-BITMAP-CLUSTER", Corruption,
+        title: "clusters of a dirty bitmap are not where clusters can be",
+        why: "that part of the bitmap is lost: a backup made with it would miss changes",
+        cause: "the file was cut off, or a damaged extension",
+        next: "make the next backup a full one, then drop the bitmap",
+        spec: "QEMU docs/interop/parallels.txt, section \"Dirty bitmaps feature\"";
+}
