@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::replay::Replayed;
+use super::replay::{Replayed, SECTOR_LEN};
 use super::{codes, header_parts, view_len};
 use crate::budget::Full;
 use crate::bytes::le_u64;
@@ -22,6 +22,7 @@ const CHUNK: usize = 1 << 20;
 const WINDOW_MIN: u64 = 1 << 15;
 /// Entries that the log of QEMU before 8.0 shifted together: those of one logged sector.
 const PAGE: u64 = 512;
+const ZEROES: [u8; SECTOR_LEN] = [0; SECTOR_LEN];
 /// Suspicious entries remembered.
 const SLOTS_MAX: usize = 4096;
 /// Overlaps of one window that are told apart.
@@ -180,14 +181,22 @@ impl Table {
         while at < end && !cx.stopped() {
             let len = usize::try_from(end.saturating_sub(at)).unwrap_or(CHUNK).min(CHUNK);
             let bytes = cx.read_from(view, at, len, "the block table");
-            let first = at.saturating_sub(self.at) / 8;
-            for (index, entry) in (first..).zip(bytes.chunks_exact(8)) {
-                let entry = Entry(le_u64(entry, 0));
-                if entry.0 != 0 {
-                    each(cx, index, entry)?;
+            for page in bytes.chunks(SECTOR_LEN) {
+                // Most of a table of a large disk was never written to.
+                if ZEROES.get(..page.len()) != Some(page) {
+                    let first = at.saturating_sub(self.at) / 8;
+                    for (index, entry) in (first..).zip(page.chunks_exact(8)) {
+                        let entry = Entry(le_u64(entry, 0));
+                        if entry.0 != 0 {
+                            each(cx, index, entry)?;
+                        }
+                    }
                 }
+                at = at.saturating_add(page.len() as u64);
             }
-            at = at.saturating_add(len as u64);
+            if bytes.is_empty() {
+                break;
+            }
             cx.progress("block table", at.saturating_sub(self.at), end.saturating_sub(self.at));
         }
         Ok(())
