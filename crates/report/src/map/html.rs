@@ -279,7 +279,8 @@ fn side(picture: &Picture<'_>, out: &mut String) {
         grouped(picture.findings.len() as u64)
     );
     if picture.findings.is_empty() {
-        out.push_str("<p class=\"soft\">None.</p>\n");
+        out.push_str("<p class=\"soft\">None.</p>\n</section>\n</aside>\n");
+        return;
     }
     out.push_str("<ol class=\"places\">\n");
     let text_max = if picture.findings.len() > 200 { TEXT_MAX_OF_MANY } else { TEXT_MAX };

@@ -196,7 +196,7 @@ function View(name, map) {
     const pen = base.getContext("2d"), dark = isDark();
     const ground = rgb(variable("--ground")), ink = variable("--ink");
     const colour = kind => dark ? map.kinds[kind].dark : map.kinds[kind].light;
-    const gap = view.cell / view.scale >= 8 ? Math.max(1, Math.round(view.scale)) : 0;
+    const gap = view.cell / view.scale >= 12 ? Math.max(1, Math.round(view.scale)) : 0;
     const letters = view.cell / view.scale >= 16;
     pen.clearRect(0, 0, view.w, view.h);
     pen.textAlign = "center"; pen.textBaseline = "middle";
@@ -209,11 +209,13 @@ function View(name, map) {
         kind = part ? view.only : -1; dot = -1;
         share = part ? Number(part.bytes) / Number(end - start) : 0;
       }
-      const fill = kind < 0 ? mixed(ground, ground, 0) : mixed(ground, colour(kind), 0.35 + 0.65 * share);
+      // Alone, a kind is looked for: the least of it shows.
+      const least = view.only >= 0 ? 0.75 : 0.35;
+      const fill = kind < 0 ? mixed(ground, ground, 0) : mixed(ground, colour(kind), least + (1 - least) * share);
       pen.fillStyle = fill;
       pen.fillRect(left, top, w - gap, h - gap);
       if (dot >= 0) {
-        const side = Math.max(1, Math.round(Math.min(w, h) * (letters ? 0.22 : 0.45)));
+        const side = Math.max(1, Math.round(Math.min(w, h) * (letters ? 0.22 : view.cell / view.scale < 6 ? 0.6 : 0.45)));
         pen.fillStyle = mixed(ground, colour(dot), 1);
         if (letters) pen.fillRect(left + 2 * view.scale, top + 2 * view.scale, side, side);
         else pen.fillRect(left + ((w - gap - side) >> 1), top + ((h - gap - side) >> 1), side, side);

@@ -408,7 +408,7 @@ impl<'a> Drawing<'a> {
             );
         }
         self.dots(out, styles);
-        if self.cell >= 10.0 {
+        if self.cell >= 12.0 {
             self.grid_lines(out);
         }
         for (mark, pattern) in [(Mark::Severe, "severe"), (Mark::Mild, "mild")] {
