@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use blkproof_check::map::{Class, GuestState};
-use blkproof_check::source::{MemorySource, Source as _};
+use blkproof_check::source::Source;
 use blkproof_check::watch::Silent;
 use blkproof_check::{Assume, Format, Options, Report, check};
 
@@ -79,9 +79,29 @@ pub fn qemu_number(format: &str, image: &[u8], key: &str) -> Option<u64> {
     after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
+/// Bytes of an image, not copied: there are many checks of one image.
+struct Borrowed<'a>(&'a [u8]);
+
+impl Source for Borrowed<'_> {
+    fn name(&self) -> String {
+        "memory".to_owned()
+    }
+
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> std::io::Result<usize> {
+        let there = usize::try_from(at).ok().and_then(|at| self.0.get(at..)).unwrap_or_default();
+        let len = there.len().min(buf.len());
+        buf[..len].copy_from_slice(&there[..len]);
+        Ok(len)
+    }
+}
+
 /// Checks bytes as an image of `format`, and that both maps add up.
 pub fn check_as(format: Format, image: &[u8], options: Options) -> Report {
-    let source = MemorySource(image.to_vec());
+    let source = Borrowed(image);
     let options = Options { format: Some(format), cells: 64, ..options };
     let report = check(&source, &options, &Silent);
     if let Some(host) = &report.host {
