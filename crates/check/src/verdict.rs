@@ -19,24 +19,25 @@ pub(crate) fn verdict(findings: &Findings, complete: bool) -> Verdict {
 
 /// Every code no cause explains yet becomes a cause of its own: what the catalogue says of it.
 pub(crate) fn fill_causes(cx: &mut Context<'_>) {
-    let mut rest: Vec<Cause> = Vec::new();
+    let mut rest: Vec<(Severity, Cause)> = Vec::new();
     for (name, severity, sum) in cx.findings.sums() {
         if severity < Severity::Leak || cx.causes.iter().any(|cause| cause.codes.contains(&name)) {
             continue;
         }
         let Some(code) = code::find(name) else { continue };
         let of_code = || cx.findings.iter().filter(|finding| finding.code == code);
-        rest.push(Cause {
+        let cause = Cause {
             what: format!("{}; usual cause: {}", code.title, code.cause),
             confidence: Confidence::Possible,
             codes: vec![code.name],
             errors: sum.errors,
             host: of_code().flat_map(|finding| finding.host.first().cloned()).collect(),
             guest: of_code().flat_map(|finding| finding.guest.iter().cloned()).collect(),
-        });
+        };
+        rest.push((severity, cause));
     }
-    rest.sort_by_key(|cause| std::cmp::Reverse(cause.errors));
-    cx.causes.append(&mut rest);
+    rest.sort_by_key(|(severity, cause)| std::cmp::Reverse((*severity, cause.errors)));
+    cx.causes.extend(rest.into_iter().map(|(_, cause)| cause));
 }
 
 /// The next safe steps, if the analyser named none.
