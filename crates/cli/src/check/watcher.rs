@@ -130,15 +130,22 @@ impl Watch for Watcher<'_> {
         if let Some(printer) = &self.printer {
             return printer.progress(progress);
         }
-        if !self.shown.load(Ordering::Relaxed) {
-            if self.started.elapsed() < PATIENCE || self.shown.swap(true, Ordering::Relaxed) {
-                return;
-            }
+        // Each change draws: what stays the same is not set again. Threads may overtake each other, the bar only goes on.
+        let total = progress.total.max(progress.done);
+        if self.bar.length() != Some(total) {
+            self.bar.set_length(total);
+        }
+        if self.bar.message() != progress.phase {
+            self.bar.set_message(progress.phase);
+            self.bar.set_position(progress.done);
+            self.bar.reset_eta();
+        } else if self.bar.position() < progress.done {
+            self.bar.set_position(progress.done);
+        }
+        let waited = !self.shown.load(Ordering::Relaxed) && self.started.elapsed() >= PATIENCE;
+        if waited && !self.shown.swap(true, Ordering::Relaxed) {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
-        self.bar.set_message(progress.phase);
-        self.bar.set_length(progress.total.max(progress.done));
-        self.bar.set_position(progress.done);
     }
 
     fn stop(&self) -> bool {
