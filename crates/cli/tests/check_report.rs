@@ -35,18 +35,6 @@ NOT CHECKED
     assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), (want, ""));
 }
 
-/// The sections of a report with their lines.
-fn sections(report: &str) -> Vec<(&str, Vec<&str>)> {
-    let mut all: Vec<(&str, Vec<&str>)> = Vec::new();
-    for line in report.lines() {
-        match all.last_mut() {
-            Some((_, lines)) if line.starts_with(' ') => lines.push(line),
-            _ => all.push((line, Vec::new())),
-        }
-    }
-    all
-}
-
 #[test]
 fn a_damaged_image_is_explained_and_its_losses_are_written() {
     let dir = tempdir().unwrap();
@@ -55,26 +43,41 @@ fn a_damaged_image_is_explained_and_its_losses_are_written() {
     let args = ["check", "--ddrescue-map", "lost.map", "--map", "svg=a.svg", "--map", "html=a.html", "d.vdi"];
     let outcome = blkproof(dir, &args).exited(2);
     assert_eq!(outcome.stderr, "");
-    let sections = sections(&outcome.stdout);
-    let headings: Vec<&str> = sections.iter().map(|(heading, _)| *heading).collect();
-    let want = [
-        "d.vdi: damaged: 3 MiB of the guest's disk lost, in 3 ranges",
-        "CAUSES",
-        "FINDINGS  (`blkproof explain CODE` says what one means)",
-        "LOST GUEST RANGES  (3 MiB)",
-        "NOT CHECKED",
-        "NEXT",
-    ];
-    assert_eq!(headings, want, "{}", outcome.stdout);
-    assert_eq!(sections[3].1, ["  0x0..0x100000  1 MiB", "  0x200000..0x300000  1 MiB", "  0xa00000..0xb00000  1 MiB"]);
-    // Both owners of the block mapped twice are named.
-    let findings = sections[2].1.join("\n");
-    for words in ["VDI-MAP-RANGE", "VDI-BLOCK-TWICE", "guest data of 0x0..0x100000", "guest data of 0xa00000..0xb00000"]
-    {
-        assert!(findings.contains(words), "{words}: {findings}");
-    }
-    assert!(sections[5].1[0].starts_with("  1. keep this file as it is: "), "{}", sections[5].1[0]);
-
+    let want = r#"d.vdi: damaged: 3 MiB of the guest's disk lost, in 3 ranges
+  vdi, disk 64 MiB, file 4 MiB: guest data 1 MiB, metadata 768 bytes, claimed twice 1 MiB, unknown 2 MiB, free 256 bytes
+CAUSES
+  1. two guest ranges are mapped to the same block; usual cause: a map written by two programs at once, or a map sector put in a wrong place (possible, 1 error)
+     image 0x400..0x100400; guest 0xa00000..0xb00000, 0x0..0x100000; VDI-BLOCK-TWICE
+  2. the header counts other blocks than the map has; usual cause: a crash between writing the map and the header, or a damaged map (possible, 1 error)
+     image 0x184..0x188; VDI-HEADER-ALLOCATED
+  3. map entries name blocks that can not be; usual cause: the block map was overwritten by something else (possible, 1 error)
+     image 0x208..0x20c; guest 0x200000..0x300000; VDI-MAP-RANGE
+FINDINGS  (`blkproof explain CODE` says what one means)
+  corruption VDI-BLOCK-TWICE
+    0x400..0x100400 is claimed by guest data of 0xa00000..0xb00000 and by guest data of 0x0..0x100000
+    image 0x400..0x100400; guest 0xa00000..0xb00000, 0x0..0x100000
+  corruption VDI-HEADER-ALLOCATED (likely)
+    3 blocks are mapped, the header counts 4 as allocated
+    image 0x184..0x188
+  corruption VDI-MAP-RANGE
+    map entry 2 (0x4d): the image has 64 blocks only
+    image 0x208..0x20c; guest 0x200000..0x300000
+  warning VDI-BLOCK-ORPHAN
+    blocks 2..4 (0x200400..0x400400) are counted as allocated and mapped by nothing (2 errors)
+    image 0x200400..0x400400
+LOST GUEST RANGES  (3 MiB)
+  0x0..0x100000  1 MiB
+  0x200000..0x300000  1 MiB
+  0xa00000..0xb00000  1 MiB
+NOT CHECKED
+  - guest data: the format keeps no checksums of it
+NEXT
+  1. keep this file as it is: work on a copy, and do not start the virtual machine on it
+  2. do not write to the image; copy the disk and let the guest's file system decide whose the block is
+  3. do not write to the image; let `VBoxManage clonemedium` or `qemu-img convert` make a new one from it
+  4. look at what lies in the map now; copy the rest of the disk with `qemu-img convert --salvage`
+"#;
+    assert_eq!(outcome.stdout, want);
     let bad = run(dir, "ddrescuelog", &["-b1048576", "-l-", "lost.map"]).exited(0).stdout;
     assert_eq!(bad, "0\n2\n10\n");
     let good = run(dir, "ddrescuelog", &["-b1048576", "-l+", "lost.map"]).exited(0).stdout;
