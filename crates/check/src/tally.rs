@@ -265,16 +265,26 @@ impl Drop for Tally<'_> {
     }
 }
 
-/// Does work over `units` in as few windows as memory allows: a window that is [`Full`] is begun again with half of it.
+/// Successes in a row after which a window is tried that is twice as large.
+const GROW_AFTER: u32 = 8;
+
+/// Does work over `units` in as few windows as memory allows: a window that is [`Full`] is begun again with half of it, and
+/// after some that were not a larger one is tried, so that one crowded place does not cut a huge, empty file into crumbs.
 ///
 /// `work` must leave nothing behind when it fails. A window of one page always goes on: [`Full`] is returned then.
 pub(crate) fn in_windows(units: u64, mut work: impl FnMut(Range<u64>) -> Result<(), Full>) -> Result<(), Full> {
-    let (mut start, mut size) = (0u64, units.max(1));
+    let (mut start, mut size, mut row) = (0u64, units.max(1), 0u32);
     while start < units {
         let end = start.saturating_add(size).min(units);
         match work(start..end) {
-            Ok(()) => start = end,
-            Err(Full) if size > PAGE => size = (size / 2).next_multiple_of(PAGE),
+            Ok(()) => {
+                start = end;
+                row = row.saturating_add(1);
+                if row >= GROW_AFTER {
+                    (size, row) = (size.saturating_mul(2), 0);
+                }
+            }
+            Err(Full) if size > PAGE => (size, row) = ((size / 2).next_multiple_of(PAGE), 0),
             Err(Full) => return Err(Full),
         }
     }
@@ -354,5 +364,23 @@ mod tests {
         })
         .unwrap();
         assert_eq!(windows, [0..2 * PAGE, 2 * PAGE..4 * PAGE, 4 * PAGE..6 * PAGE, 6 * PAGE..8 * PAGE]);
+    }
+
+    #[test]
+    fn a_crowded_place_in_a_huge_file_does_not_make_a_huge_number_of_windows() {
+        let (units, crowded) = (1u64 << 54, 3 * PAGE + 5);
+        let (mut calls, mut next) = (0, 0);
+        in_windows(units, |window| {
+            calls += 1;
+            if window.contains(&crowded) && window.end - window.start > PAGE {
+                return Err(Full);
+            }
+            assert_eq!(window.start, next, "windows follow each other");
+            next = window.end;
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(next, units);
+        assert!(calls < 500, "{calls}");
     }
 }
