@@ -230,18 +230,20 @@ fn tell(scope: &Scope<'_>, root: &Root, (flaw, run, raw): &(Flaw, Range<u64>, u6
         1 => format!("entry {} of the {name} ({raw:#018x})", run.start),
         _ => format!("entries {}..{} of the {name} (the first is {raw:#018x})", run.start, run.end),
     };
+    let offset = raw & OFFSET;
+    let verb = |one: &'static str, many: &'static str| if count == 1 { one } else { many };
+    let (point, have, map) = (verb("points", "point"), verb("has", "have"), verb("maps", "map"));
     let (code, words) = match flaw {
-        Flaw::Reserved => (codes::L1_RESERVED, "have bits set that are reserved".to_owned()),
-        Flaw::Misaligned => (codes::L1_MISALIGNED, format!("point at {:#x}, where no cluster begins", raw & OFFSET)),
-        Flaw::PastEnd => (
-            codes::L1_PAST_END,
-            format!("point at {:#x}, past the end of the file ({:#x})", raw & OFFSET, scope.file_len),
-        ),
-        Flaw::NoTable => (codes::L1_NO_TABLE, "have flags but no offset".to_owned()),
-        Flaw::Stray => (codes::L1_STRAY, "map what lies beyond the end of the disk".to_owned()),
+        Flaw::Reserved => (codes::L1_RESERVED, format!("{have} bits set that are reserved")),
+        Flaw::Misaligned => (codes::L1_MISALIGNED, format!("{point} at {offset:#x}, where no cluster begins")),
+        Flaw::PastEnd => {
+            (codes::L1_PAST_END, format!("{point} at {offset:#x}, past the end of the file ({:#x})", scope.file_len))
+        }
+        Flaw::NoTable => (codes::L1_NO_TABLE, format!("{have} flags but no offset")),
+        Flaw::Stray => (codes::L1_STRAY, format!("{map} what lies beyond the end of the disk")),
     };
     let at = |index: u64| root.table.offset.saturating_add(index.saturating_mul(8));
-    let mut finding = Finding::new(code, format!("{which}: {words}")).count(count).host(at(run.start)..at(run.end));
+    let mut finding = Finding::new(code, format!("{which} {words}")).count(count).host(at(run.start)..at(run.end));
     let window = window_of(scope, run.clone());
     if root.tree == 0 && !window.is_empty() {
         finding = finding.guest(window);

@@ -400,28 +400,51 @@ impl<'s> Mapping<'s> {
         let offset = flaw.raw & OFFSET;
         let file_len = self.scope.file_len;
         let code = flaw.code;
+        let one = flaw.entries.end.saturating_sub(flaw.entries.start) == 1;
+        let verb = |single: &'static str, many: &'static str| if one { single } else { many };
+        let (point, have, map) = (verb("points", "point"), verb("has", "have"), verb("maps", "map"));
         if code == codes::L2_PAST_END {
-            format!("point past the end of the file ({file_len:#x}), at {offset:#x}")
+            format!("{point} past the end of the file ({file_len:#x}), at {offset:#x}")
         } else if code == codes::L2_MISALIGNED {
-            format!("point at {offset:#x}, where no cluster begins")
+            format!("{point} at {offset:#x}, where no cluster begins")
         } else if code == codes::L2_RESERVED {
-            format!("have reserved bits set ({:#x})", flaw.raw & RESERVED)
+            format!("{have} reserved bits set ({:#x})", flaw.raw & RESERVED)
         } else if code == codes::L2_COPIED {
-            let cluster = self.scope.cluster_of(offset);
-            let flag = if flaw.raw & l2::COPIED != 0 { "have COPIED" } else { "lack COPIED" };
-            if self.scope.geometry.external_data {
-                format!("{flag}, which entries of an image with a data file must have")
+            let flag = if flaw.raw & l2::COPIED != 0 {
+                format!("{have} COPIED")
             } else {
-                format!("{flag}, and the count of cluster {offset:#x} is {}", self.stored.count(cluster))
+                verb("lacks", "lack").to_owned() + " COPIED"
+            };
+            if self.scope.geometry.external_data {
+                format!("{flag}, which allocated entries of an image with a data file must have")
+            } else {
+                let cluster = self.scope.cluster_of(offset);
+                format!("{flag}, and the count of the cluster at {offset:#x} is {}", self.stored.count(cluster))
             }
         } else if code == codes::L2_COMPRESSED_PAST_END {
             let region = compressed::region(flaw.raw, &self.scope.geometry);
             format!(
-                "have compressed data at {:#x}..{:#x}, past the end of the file ({file_len:#x})",
+                "{have} compressed data at {:#x}..{:#x}, past the end of the file ({file_len:#x})",
                 region.start, region.end
             )
+        } else if code == codes::L2_COPIED_NOTHING {
+            format!("{have} COPIED but no offset")
+        } else if code == codes::L2_STRAY {
+            format!("{map} what lies beyond the end of the disk ({:#x})", self.scope.geometry.size)
+        } else if code == codes::L2_ZERO_FLAG_V2 || code == codes::L2_ZERO_FLAG_EXTENDED {
+            format!("{have} the zero flag (bit 0), which is reserved in this image")
+        } else if code == codes::L2_COMPRESSED_COPIED {
+            format!("{} compressed and {have} COPIED", verb("is", "are"))
+        } else if code == codes::L2_COMPRESSED_EXTERNAL {
+            format!("{} compressed, in an image with a data file", verb("is", "are"))
+        } else if code == codes::L2_COMPRESSED_BITMAP {
+            format!("{} compressed and {have} subclusters", verb("is", "are"))
+        } else if code == codes::L2_SUBCLUSTERS_BOTH {
+            format!("{have} subclusters that are allocated and zero at once")
+        } else if code == codes::L2_SUBCLUSTERS_NOWHERE {
+            format!("{have} allocated subclusters but no offset")
         } else {
-            format!("- {}", code.title)
+            format!("{point} at {offset:#x} of the data file, not at the guest's own offset")
         }
     }
 }

@@ -111,7 +111,7 @@ fn clusters(cx: &mut Context<'_>, side: &Side, geometry: Geometry) {
         let done = tally::in_windows(scope.clusters(), |window| {
             if scope.is_stopped() { Ok(()) } else { window::look(cx, &scope, &window, &mut total) }
         });
-        let done = done.and_then(|()| match scope.options.data && !scope.is_stopped() {
+        let done = done.and_then(|()| match scope.options.data && total.counts.compressed > 0 && !scope.is_stopped() {
             true => streams::check(&scope, &mut total),
             false => Ok(()),
         });
@@ -144,6 +144,9 @@ fn unreachable_disk(side: &Side, geometry: &Geometry, total: &mut Outcome) {
 }
 
 fn tell(cx: &mut Context<'_>, scope: &Scope<'_>, mut total: Outcome) {
+    // What lost mappings referred to is counted, and nothing refers to it: no leak, but the missing data.
+    let lost = total.tables_lost || !total.lost.ranges.is_empty();
+    std::mem::take(&mut total.leaks).tell(scope, lost, |finding| cx.findings.add(finding));
     cx.findings.merge(total.findings);
     for range in total.lost.ranges {
         cx.lose(range);
@@ -151,6 +154,9 @@ fn tell(cx: &mut Context<'_>, scope: &Scope<'_>, mut total: Outcome) {
     cx.lose_more(total.lost.more.0, total.lost.more.1);
     for sentence in total.could_not {
         cx.could_not(sentence);
+    }
+    for sentence in total.not_checked {
+        cx.not_checked(sentence);
     }
     cx.numbers.check_errors = cx.numbers.check_errors.saturating_add(total.check_errors);
     cx.numbers.total_clusters = Some(scope.geometry.size.div_ceil(scope.geometry.cluster_size()));

@@ -123,11 +123,12 @@ impl Suspect {
         let mut words = format!("{count} {clusters} at {:#x}..{:#x} ", bytes.start, bytes.end);
         words += &match self.issue {
             Issue::Overlap => "claimed by more than one that can not share".to_owned(),
-            Issue::Free => format!("in use ({} references) but counted as free", range(self.found)),
+            Issue::Free if self.found == (1, 1) => "in use but counted as free".to_owned(),
+            Issue::Free => format!("in use ({} times) but counted as free", range(self.found)),
             Issue::Undercounted => format!("used {} times but counted {}", range(self.found), range(self.stored)),
             Issue::Overcounted => format!("used {} times but counted {}", range(self.found), range(self.stored)),
             Issue::Leaked if tables_lost => {
-                format!("counted as in use ({}), but no table that can be read says by whom", range(self.stored))
+                format!("counted as in use ({}), but no entry that makes sense says by whom", range(self.stored))
             }
             Issue::Leaked => format!("counted as in use ({}), but nothing uses them", range(self.stored)),
         };
@@ -183,6 +184,49 @@ impl Claimant {
             (class, _) => format!("{class}{of}"),
         };
         Owner { class: self.class, host: self.host, guest: self.guest, label }
+    }
+}
+
+/// Clusters counted for nothing. Whether that is a leak or all that is left of lost mappings is known when every window has
+/// been seen: they are told at the end.
+#[derive(Default)]
+pub(crate) struct Leaks {
+    all: Vec<Suspect>,
+    /// Those there was no room for.
+    more: Option<Suspect>,
+    more_clusters: u64,
+}
+
+impl Leaks {
+    pub(crate) fn add(&mut self, clusters: Range<u64>, stored: u64, room: usize) {
+        if let Some(more) = &mut self.more {
+            self.more_clusters = self.more_clusters.saturating_add(clusters.end.saturating_sub(clusters.start));
+            more.clusters.end = more.clusters.end.max(clusters.end);
+            more.stored = (more.stored.0.min(stored), more.stored.1.max(stored));
+            return;
+        }
+        if self.all.last_mut().is_some_and(|last| last.extend(&clusters, Issue::Leaked, stored, 0)) {
+            return;
+        }
+        let next = Suspect::new(clusters, Issue::Leaked, stored, 0);
+        if self.all.len() < room {
+            self.all.push(next);
+        } else {
+            self.more_clusters = next.clusters.end.saturating_sub(next.clusters.start);
+            self.more = Some(next);
+        }
+    }
+
+    pub(crate) fn tell(self, scope: &Scope<'_>, tables_lost: bool, mut find: impl FnMut(Finding)) {
+        for leak in self.all {
+            find(leak.finding(scope, tables_lost));
+        }
+        if let Some(more) = self.more {
+            let mut finding = more.finding(scope, tables_lost);
+            finding.count = self.more_clusters;
+            finding.what = format!("{} more such clusters, {}", self.more_clusters, finding.what);
+            find(finding);
+        }
     }
 }
 
@@ -250,7 +294,7 @@ pub(crate) fn name(
             }
         }
         let make = || Namer { scope, found, shared: &shared, overwritten: false };
-        scan::scan(scope, "owners", tables, make).map(|_| ())
+        scan::scan(scope, "owners", scope.threads, tables, make).map(|_| ())
     })
 }
 

@@ -93,12 +93,13 @@ pub(crate) fn judge(scope: &Scope<'_>, out: &mut Outcome) -> Result<(), Full> {
             _ => format!("entries {}..{} of the refcount table (the first is {raw:#018x})", run.start, run.end),
         };
         let offset = raw & !RESERVED;
+        let point = if run.end.saturating_sub(run.start) == 1 { "points" } else { "point" };
         let (code, words) = if misaligned {
-            (codes::REFTABLE_MISALIGNED, format!("point at {offset:#x}, where no cluster begins"))
+            (codes::REFTABLE_MISALIGNED, format!("{point} at {offset:#x}, where no cluster begins"))
         } else {
             (
                 codes::REFTABLE_PAST_END,
-                format!("point at {offset:#x}, past the end of the file ({:#x})", scope.file_len),
+                format!("{point} at {offset:#x}, past the end of the file ({:#x})", scope.file_len),
             )
         };
         let last = run.end.saturating_sub(1);

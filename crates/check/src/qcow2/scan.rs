@@ -24,6 +24,7 @@ pub(crate) trait Visit: Send {
 pub(crate) fn scan<V: Visit>(
     scope: &Scope<'_>,
     phase: &'static str,
+    threads: usize,
     tables: &[TableRef],
     make: impl Fn() -> V + Sync,
 ) -> Result<Vec<V>, Full> {
@@ -48,7 +49,7 @@ pub(crate) fn scan<V: Visit>(
             scope.tick(phase, (job.len() as u64).saturating_mul(cluster));
         }
     };
-    let threads = scope.threads.min(tables.len().div_ceil(per_job)).max(1);
+    let threads = threads.min(tables.len().div_ceil(per_job)).max(1);
     if threads == 1 {
         return work().map(|visitor| vec![visitor]);
     }

@@ -15,6 +15,7 @@ use crate::watch::{Progress, Watch};
 
 use super::header::Geometry;
 use super::l1::Root;
+use super::owners::Leaks;
 use super::reader::Reader;
 use super::side::Side;
 
@@ -101,7 +102,9 @@ impl<'a> Scope<'a> {
             },
             tables_lost: false,
             could_not: Vec::new(),
+            not_checked: Vec::new(),
             check_errors: 0,
+            leaks: Leaks::default(),
             damaged: Losses::default(),
         }
     }
@@ -232,7 +235,10 @@ pub(crate) struct Outcome {
     /// Whether tables are missing: what they referred to looks like a leak.
     pub(crate) tables_lost: bool,
     pub(crate) could_not: Vec<String>,
+    pub(crate) not_checked: Vec<String>,
     pub(crate) check_errors: u64,
+    /// Clusters that are counted for nothing.
+    pub(crate) leaks: Leaks,
     /// Clusters that were taken for compressed ones and do not inflate.
     pub(crate) damaged: Losses,
 }
@@ -261,6 +267,7 @@ impl Outcome {
                 self.could_not.push(sentence);
             }
         }
+        self.not_checked.extend(other.not_checked);
         self.check_errors = self.check_errors.saturating_add(other.check_errors);
     }
 }

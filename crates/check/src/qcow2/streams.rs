@@ -19,13 +19,21 @@ const TOLD_MAX: u64 = 16;
 
 /// Inflates every compressed cluster of the active disk and of the snapshots once.
 pub(crate) fn check(scope: &Scope<'_>, total: &mut Outcome) -> Result<(), Full> {
-    // The longest region a descriptor can mean is two clusters.
+    // The longest region a descriptor can mean is two clusters: as many threads as there is room for one each.
     let region = scope.geometry.cluster_size().saturating_mul(2);
-    let bytes = region.saturating_mul(scope.threads as u64);
+    let room = (scope.budget.left() / 2).checked_div(region).unwrap_or(0);
+    let threads = scope.threads.min(usize::try_from(room).unwrap_or(usize::MAX));
+    if threads == 0 {
+        total
+            .not_checked
+            .push("whether compressed clusters inflate: there is no memory for one of them (--memory)".to_owned());
+        return Ok(());
+    }
+    let bytes = region.saturating_mul(threads as u64);
     scope.budget.take(bytes)?;
     let done = l1::each_list(scope, |tables| {
         let make = || Streams { scope, out: scope.outcome(), told: 0, untold: 0, buf: Vec::new() };
-        for visitor in scan::scan(scope, "compressed data", tables, make)? {
+        for visitor in scan::scan(scope, "compressed data", threads, tables, make)? {
             total.merge(visitor.out);
         }
         Ok(())

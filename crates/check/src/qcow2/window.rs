@@ -239,7 +239,9 @@ fn mapping(
         if first {
             scope.total.fetch_add((tables.len() as u64).saturating_mul(cluster), std::sync::atomic::Ordering::Relaxed);
         }
-        for visitor in scan::scan(scope, "mapping", tables, || Mapping::new(scope, found, stored, first))? {
+        for visitor in
+            scan::scan(scope, "mapping", scope.threads, tables, || Mapping::new(scope, found, stored, first))?
+        {
             out.merge(visitor.out);
         }
         Ok(())
@@ -325,6 +327,10 @@ fn suspects(
     let tables_lost = out.tables_lost;
     each_piece(scope, found, stored, claims, tables_lost, |piece| {
         let Some(issue) = piece.issue else { return };
+        if issue == Issue::Leaked {
+            out.leaks.add(piece.clusters, piece.stored, room);
+            return;
+        }
         let open = late.as_mut().or(suspects.all.last_mut());
         if open.is_some_and(|open| open.extend(&piece.clusters, issue, piece.stored, piece.found)) {
             return;

@@ -194,9 +194,9 @@ crate::code::codes! {
         next: "'qemu-img check -r leaks' gives the space back",
         spec: "qcow2, Host cluster management";
     CLUSTER_UNCLAIMED = "QCOW2-CLUSTER-UNCLAIMED", Leak,
-        title: "a cluster is counted as in use, and the table that would say by whom is damaged",
-        why: "it probably holds what the damaged tables mapped: the data that is missing",
-        cause: "the damage to the tables",
+        title: "a cluster is counted as in use, nothing refers to it, and mappings of the disk are damaged",
+        why: "it probably holds what the damaged tables or entries mapped: the data that is missing",
+        cause: "the damage to the mapping, not a leak",
         next: "do not repair leaks ('qemu-img check -r'): that would free the only copy of the missing data",
         spec: "qcow2, Host cluster management";
     STREAM_BROKEN = "QCOW2-STREAM-BROKEN", Corruption,
