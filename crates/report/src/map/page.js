@@ -332,6 +332,12 @@ function link(at) {
   button.addEventListener("click", () => selectPlace(at, true));
   return make("li", {}, button);
 }
+// Scrolls the list, never the page: the maps stay in sight.
+function reveal(button) {
+  const list = button.closest(".places"), item = button.getBoundingClientRect(), area = list.getBoundingClientRect();
+  if (item.top < area.top) list.scrollTop -= area.top - item.top;
+  else if (item.bottom > area.bottom) list.scrollTop += Math.min(item.bottom - area.bottom, item.top - area.top);
+}
 function clear() {
   state.place = -1;
   views.forEach(view => { view.cursor = -1; });
@@ -344,7 +350,7 @@ function selectPlace(at, scroll) {
   state.place = at;
   const place = places[at], button = buttonOf(at), children = [];
   button.setAttribute("aria-pressed", "true");
-  if (scroll) button.scrollIntoView({ block: "nearest" });
+  if (scroll) reveal(button);
   const kind = at < data.causes ? "Cause " : "Finding ";
   children.push(make("h3", {}, kind + place.label));
   if (place.code) children.push(make("p", {}, make("span", { class: "code" }, place.code), ", " + place.severity + ", " + place.sure + (place.errors === "1" ? "" : ", " + place.errors + " single errors")));

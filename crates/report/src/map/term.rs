@@ -18,7 +18,7 @@ const FINDINGS_MAX: usize = 12;
 /// Both maps with legend and the first findings, in lines of at most `width` characters (at least 60, at most 240).
 ///
 /// Each character is one stretch of equal length: the letter of the largest owner, `.` for free, `!` where corruption was
-/// found, `*` where a leak or a warning was found outside leaked space. With `colour`, letters stand on the colour of their
+/// found, `*` where a leak or a warning was found outside leaked or unknown space. With `colour`, letters stand on the colour of their
 /// kind; the letters are the same.
 #[must_use]
 pub fn term(report: &Report, width: usize, colour: bool) -> String {
@@ -191,7 +191,7 @@ impl Lines {
             self.wrapped("! corruption was found here, whatever else lies there", 2);
         }
         if mild {
-            self.wrapped("* a leak or a warning was found here (leaked space shows as F)", 2);
+            self.wrapped("* a leak or a warning was found here (leaked space shows as F, unknown as ?)", 2);
         }
     }
 
@@ -279,8 +279,8 @@ fn character(map: &Panel, index: usize) -> (char, String) {
     };
     match look.mark {
         Mark::Severe => ('!', "1;38;5;231;48;5;196".to_owned()),
-        // Leaked space is a letter of its own, which says more.
-        Mark::Mild if kind.letter != 'F' => ('*', format!("1;4;{}", colours(kind.ansi, 100))),
+        // Leaked and unknown space have letters of their own, which say more.
+        Mark::Mild if !matches!(kind.letter, 'F' | '?') => ('*', format!("1;4;{}", colours(kind.ansi, 100))),
         Mark::Mild | Mark::None => (kind.letter, colours(kind.ansi, look.share)),
     }
 }
