@@ -255,6 +255,8 @@ pub(crate) struct Head {
     pub(crate) geometry: Option<Geometry>,
     /// Nothing of the first cluster is believed.
     pub(crate) dead: bool,
+    /// A table's size is not believed: what its further entries refer to is not known.
+    pub(crate) cut: bool,
     /// The first cluster, at most 2 MiB of it.
     pub(crate) first: Vec<u8>,
     pub(crate) l1: Option<Table>,
@@ -293,17 +295,31 @@ pub(crate) fn read(cx: &mut Context<'_>) -> Head {
             judge_tables(cx, &stored, geometry);
         }
     }
-    let l1 = geometry.and_then(|geometry| {
-        place(cx.file_len(), header.l1_offset, u64::from(header.l1_size), geometry.cluster_size()).ok()
-    });
-    let refcount_table = geometry.and_then(|geometry| {
-        let entries = reftable_entries(&header, &geometry);
-        place(cx.file_len(), header.refcount_table_offset, entries, geometry.cluster_size()).ok()
-    });
+    let (mut l1, mut refcount_table, mut cut) = (None, None, false);
+    if let Some(geometry) = &geometry {
+        let (file_len, cluster_size) = (cx.file_len(), geometry.cluster_size());
+        // Of a table larger than any program reads, its size is what is wrong: as much is taken as disk and file need.
+        let bounded = |entries: u64, max_len: u64, needed: u64| {
+            if entries.saturating_mul(8) > max_len { entries.min(needed) } else { entries }
+        };
+        let stated = u64::from(header.l1_size);
+        let entries = bounded(stated, L1_LEN_MAX, geometry.l1_needed());
+        cut |= entries < stated;
+        l1 = place(file_len, header.l1_offset, entries, cluster_size).ok();
+        let stated = reftable_entries(&header, geometry);
+        let blocks = file_len.div_ceil(cluster_size).div_ceil(geometry.refcounts_per_block().max(1));
+        let entries =
+            bounded(stated, REFTABLE_LEN_MAX, blocks.checked_next_multiple_of(cluster_size / 8).unwrap_or(blocks));
+        cut |= entries < stated;
+        refcount_table = place(file_len, header.refcount_table_offset, entries, cluster_size).ok();
+    }
+    if cut {
+        cx.could_not("entries of the L1 or refcount table behind those the disk and the file need: the table's size is not believed");
+    }
     if let Some(geometry) = &geometry {
         lose_unmapped(cx, &header, geometry, l1.as_ref());
     }
-    Head { header, geometry, dead, first, l1, refcount_table }
+    Head { header, geometry, dead, cut, first, l1, refcount_table }
 }
 
 /// Whether there is a header at all; whether something else lies in its place is answered with "dead".

@@ -23,7 +23,7 @@ pub(crate) struct Table {
     pub(crate) offset: u64,
     /// Entries whose 8 bytes are all inside the file.
     pub(crate) entries: u64,
-    /// Entries it is said to have.
+    /// Entries it is said to have, or should have where that can not be believed.
     pub(crate) stored_entries: u64,
 }
 
@@ -96,8 +96,8 @@ pub(crate) fn look(cx: &mut Context<'_>) -> Side {
     if !head.dead || head.geometry.is_some() {
         tell(cx, &head, &features.names, &names, [encryption, snapshots.fact, bitmaps]);
     }
-    if head.dead {
-        // Extensions, snapshots and bitmaps are not known.
+    if head.dead || head.cut {
+        // Extensions, snapshots and bitmaps are not known, or what the rest of a table refers to.
         claims.complete = false;
     }
     if !claims.complete {
