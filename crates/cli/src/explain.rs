@@ -1,6 +1,6 @@
 //! `blkproof explain`: what a finding's code means.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use blkproof_block::graph::nearest;
@@ -8,6 +8,7 @@ use blkproof_check::code;
 use blkproof_report::{Style, explain};
 
 use crate::messages::print_error;
+use crate::terminal;
 
 /// Say what the code of a finding means, why it matters, and what to do
 ///
@@ -26,10 +27,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> ExitCode {
-    let terminal = std::io::stdout().is_terminal();
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let columns = rustix::termios::tcgetwinsize(std::io::stdout()).map_or(0, |size| usize::from(size.ws_col));
-    let width = if terminal && columns >= 40 { columns.min(120) } else { 100 };
+    let style = Style { colour: terminal::colour() };
+    let width = terminal::width().unwrap_or(100);
     let mut text = String::new();
     let mut unknown = false;
     for (number, name) in args.codes.iter().enumerate() {
@@ -38,7 +37,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
                 if number > 0 {
                     text.push('\n');
                 }
-                text.push_str(&explain::code(code, Style { colour: terminal && !plain }, width));
+                text.push_str(&explain::code(code, style, width));
             }
             None => {
                 unknown = true;

@@ -5,6 +5,7 @@ mod messages;
 mod mismatches;
 mod runtime;
 mod sockets;
+mod terminal;
 
 mod check;
 mod compare;

@@ -6,7 +6,7 @@ mod references;
 mod watcher;
 
 use std::collections::VecDeque;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -19,6 +19,7 @@ use blkproof_report::{Style, human, json, map};
 
 use crate::graph::parse_size;
 use crate::messages::{print_error, without_number};
+use crate::terminal;
 use letters::Letters;
 use outputs::{MapKind, Outputs};
 use references::Seen;
@@ -157,19 +158,11 @@ impl Run {
             }
         }
         let outputs = Outputs::new(&args.map, args.ddrescue_map.as_deref(), &args.images)?;
-        let terminal = std::io::stdout().is_terminal();
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let columns = || rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| usize::from(size.ws_col));
         Ok(Self {
             outputs,
             stop: Stop::listen().context("listening for signals")?,
-            colour: terminal && !plain && !dumb,
-            width: if terminal {
-                columns().filter(|columns| *columns >= 40).map(|columns| columns.min(120))
-            } else {
-                None
-            },
+            colour: terminal::colour(),
+            width: terminal::width(),
             args,
         })
     }
