@@ -70,7 +70,8 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
         }
         // Whatever has no section of its own: the file itself.
         for finding in report.findings.iter().filter(|finding| finding.code.name.starts_with("IMAGE-")) {
-            lines.put('w', format_args!("{}", problem(finding)));
+            let stream = if finding.severity >= Severity::Leak { 'p' } else { 'w' };
+            lines.put(stream, format_args!("{}", problem(finding)));
         }
         for sentence in &report.not_checked {
             lines.put('i', format_args!("Not checked: {}", text::safe(sentence)));
