@@ -1,7 +1,7 @@
 //! Header, extensions, features, snapshot table, bitmaps, encryption and names of a qcow2 image: each rule broken in an image
 //! that qemu-img made, and what qemu-img says of the same bytes.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation, clippy::no_effect)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::finding::Finding;
 use crate::map::{Claim, Class};
 
-use super::header::{CORRUPT, DIRTY, Geometry, Head, Header, LAZY};
+use super::header::{DIRTY, Geometry, Head, Header};
 use super::{bitmaps, encryption, extensions, features, header, references, snapshots};
 
 /// A table of 8-byte entries the header or the snapshot table names: already checked to be aligned and inside the file as far
@@ -66,12 +66,6 @@ pub(crate) struct Side {
     pub(crate) snapshots: Vec<SnapshotL1>,
     /// Incompatible bit 0: counts may be stale.
     pub(crate) dirty: bool,
-    /// Compatible bit 0.
-    pub(crate) lazy: bool,
-    /// Incompatible bit 1.
-    pub(crate) corrupt: bool,
-    /// Length of the external data file, if the caller looked.
-    pub(crate) data_file_size: Option<u64>,
 }
 
 /// Reads and checks it all.
@@ -106,9 +100,6 @@ pub(crate) fn look(cx: &mut Context<'_>) -> Side {
     let header = head.header;
     Side {
         dirty: header.incompatible & DIRTY != 0,
-        lazy: header.compatible & LAZY != 0,
-        corrupt: header.incompatible & CORRUPT != 0,
-        data_file_size: cx.options.data_file_len,
         geometry: head.geometry,
         l1: head.l1.filter(|table| table.entries > 0),
         refcount_table: head.refcount_table.filter(|table| table.entries > 0),
