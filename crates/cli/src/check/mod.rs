@@ -283,7 +283,8 @@ impl Run {
             print(text.trim_end_matches('\n'));
         }
         if self.args.map.iter().any(|kind| matches!(kind, MapKind::Term)) {
-            print(map::term(report, self.width.unwrap_or(80), self.colour).trim_end_matches('\n'));
+            let maps = map::term_maps(report, self.width.unwrap_or(80), self.colour);
+            print(maps.trim_end_matches('\n'));
         }
     }
 

@@ -26,7 +26,7 @@ mod text;
 
 pub use html::html;
 pub use svg::svg;
-pub use term::term;
+pub use term::{term, term_maps};
 
 /// Cells of each map that the pictures are designed for: 128 × 128. What a caller gives to
 /// [`blkproof_check::Options::cells`]; fewer make coarser pictures, more make bigger files.

@@ -22,19 +22,19 @@ const FINDINGS_MAX: usize = 12;
 /// kind; the letters are the same.
 #[must_use]
 pub fn term(report: &Report, width: usize, colour: bool) -> String {
-    let width = width.clamp(60, 240);
     let picture = Picture::new(report);
-    let mut out = Lines { text: String::new(), width, colour };
+    let mut out = Lines::new(width, colour);
     out.head(&picture);
-    for panel in picture.panels() {
-        out.panel(panel);
-    }
-    if picture.panels().next().is_none() {
-        out.line("");
-        out.line("No map: nothing of this file could be told apart.");
-    }
-    out.marks(&picture);
+    out.maps(&picture);
     out.findings(&picture);
+    out.text
+}
+
+/// The maps alone, with their legends: what goes below a report that has said the rest.
+#[must_use]
+pub fn term_maps(report: &Report, width: usize, colour: bool) -> String {
+    let mut out = Lines::new(width, colour);
+    out.maps(&Picture::new(report));
     out.text
 }
 
@@ -45,6 +45,22 @@ struct Lines {
 }
 
 impl Lines {
+    fn new(width: usize, colour: bool) -> Self {
+        Self { text: String::new(), width: width.clamp(60, 240), colour }
+    }
+
+    /// Both maps, and what their marks mean.
+    fn maps(&mut self, picture: &Picture<'_>) {
+        for panel in picture.panels() {
+            self.panel(panel);
+        }
+        if picture.panels().next().is_none() {
+            self.line("");
+            self.line("No map: nothing of this file could be told apart.");
+        }
+        self.marks(picture);
+    }
+
     fn line(&mut self, words: &str) {
         self.text.push_str(cut(words, self.width).trim_end());
         self.text.push('\n');
