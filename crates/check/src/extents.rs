@@ -1,7 +1,8 @@
 //! The file by owner, for formats whose tables are walked and have no reference counts to compare with.
 //!
-//! The tables are read once, with everything an entry can say for itself reported, and every reference goes into a
-//! [`Layout`]. Where that takes more memory than there is, the tables are walked again, window by window of the file.
+//! The tables are read once, with everything an entry can say for itself reported, and a bit for each unit of data. Where
+//! that shows that something is claimed twice or lies askew, they are read again, with every reference in a [`Layout`] that
+//! knows whose it is; window by window of the file, if memory does not hold all of them.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -9,7 +10,7 @@ use std::ops::Range;
 use crate::context::Context;
 use crate::layout::Layout;
 use crate::map::{Claim, Class};
-use crate::tally::in_windows;
+use crate::tally::{Tally, in_windows};
 
 /// Below this number of units a window is not split any more: as many references to it as memory holds must overlap.
 const WINDOW_MIN: u64 = 1 << 15;
@@ -28,27 +29,25 @@ pub(crate) trait Tables {
     fn vacant(&mut self, cx: &mut Context<'_>, range: Range<u64>);
 }
 
-/// Walks the tables, and fills the map of the file, which was begun with [`Context::map_host`].
-pub(crate) fn lay_out(cx: &mut Context<'_>, unit: u64, tables: &mut impl Tables) {
+/// Walks the tables, and fills the map of the file, which was begun with [`Context::map_host`]. Data lies in units of `unit`
+/// bytes, one of which begins at `origin` (as long as nothing is wrong).
+pub(crate) fn lay_out(cx: &mut Context<'_>, unit: u64, origin: u64, tables: &mut impl Tables) {
     let (unit, file_len, budget) = (unit.max(1), cx.file_len(), cx.budget);
-    let mut report = true;
-    let mut left_out = false;
-    if file_len == 0 {
-        tables.walk(cx, true, &mut |_| true);
+    if unclaimed_twice(cx, &Units::new(unit, origin), tables) {
         return;
     }
+    let mut left_out = false;
     let done = in_windows(file_len.div_ceil(unit), |window| {
         let within = window.start.saturating_mul(unit)..window.end.saturating_mul(unit).min(file_len);
         let mut layout = Layout::new(budget);
         let mut full = None;
-        tables.walk(cx, report, &mut |claim| {
+        tables.walk(cx, false, &mut |claim| {
             let range = claim.range();
             if full.is_none() && range.start < within.end && range.end > within.start {
                 full = layout.add(claim.start, claim.len, claim.class, claim.index).err();
             }
-            report || full.is_none()
+            full.is_none()
         });
-        report = false;
         if let Some(full) = full {
             if window.end.saturating_sub(window.start) > WINDOW_MIN {
                 return Err(full);
@@ -83,4 +82,92 @@ pub(crate) fn lay_out(cx: &mut Context<'_>, unit: u64, tables: &mut impl Tables)
     if done.is_err() || left_out {
         cx.could_not("so many references overlap that memory does not hold them all: not all of them are listed");
     }
+}
+
+/// Where units begin.
+struct Units {
+    unit: u64,
+    /// Bytes before the beginning of the file at which the first unit begins.
+    before: u64,
+}
+
+impl Units {
+    fn new(unit: u64, origin: u64) -> Self {
+        let past = origin.checked_rem(unit).unwrap_or(0);
+        Self { unit, before: if past == 0 { 0 } else { unit.saturating_sub(past) } }
+    }
+
+    /// Which unit a byte lies in, and how far behind its beginning.
+    fn index(&self, at: u64) -> (u64, u64) {
+        let at = at.saturating_add(self.before);
+        (at.checked_div(self.unit).unwrap_or(0), at.checked_rem(self.unit).unwrap_or(0))
+    }
+
+    fn bytes(&self, units: &Range<u64>, file_len: u64) -> Range<u64> {
+        let at = |index: u64| index.saturating_mul(self.unit).saturating_sub(self.before).min(file_len);
+        at(units.start)..at(units.end)
+    }
+}
+
+/// The walk that reports. As long as every unit of data is where units are and claimed once, a bit for each is enough: no
+/// extents, nothing to sort, and the map of the file follows. `false` if it is not so: the map is still to be made.
+fn unclaimed_twice(cx: &mut Context<'_>, units: &Units, tables: &mut impl Tables) -> bool {
+    let (file_len, budget) = (cx.file_len(), cx.budget);
+    let count = units.index(file_len).0.saturating_add(1);
+    // A quarter stays with the tables, whose walk needs memory of its own.
+    let reserve = budget.left() / 4;
+    let mut tally = Tally::new(0..count, budget).ok();
+    let mut metadata = Layout::new(budget);
+    tables.walk(cx, true, &mut |claim| {
+        let Some(bits) = &tally else { return true };
+        let fits = if claim.class.is_data() {
+            let (index, past) = units.index(claim.start);
+            let whole = claim.len == units.unit || claim.range().end == file_len;
+            past == 0 && whole && bits.add(index, 1) == Ok(false)
+        } else {
+            metadata.add(claim.start, claim.len, claim.class, claim.index).is_ok()
+        };
+        if !fits || budget.left() < reserve {
+            tally = None;
+        }
+        true
+    });
+    let Some(tally) = tally else { return false };
+    let metadata = metadata.metadata();
+    let mut apart = metadata.windows(2).all(|two| match two {
+        [one, next] => one.range().end <= next.start,
+        _ => true,
+    });
+    let mut rest = metadata.iter().peekable();
+    tally.runs(|run, count| {
+        let run = units.bytes(&run, file_len);
+        if count > 0 {
+            while rest.next_if(|claim| claim.range().end <= run.start).is_some() {}
+            apart &= rest.peek().is_none_or(|claim| claim.start >= run.end);
+        }
+    });
+    if !apart {
+        return false;
+    }
+    let mut rest = metadata.iter().peekable();
+    tally.runs(|run, count| {
+        let run = units.bytes(&run, file_len);
+        if count > 0 {
+            cx.add_host(run, Class::Data);
+            return;
+        }
+        // Metadata shares no byte with data: what begins in this stretch ends in it.
+        let mut at = run.start;
+        while let Some(claim) = rest.next_if(|claim| claim.start < run.end) {
+            if at < claim.start {
+                tables.vacant(cx, at..claim.start);
+            }
+            cx.add_host(claim.range(), claim.class);
+            at = claim.range().end;
+        }
+        if at < run.end {
+            tables.vacant(cx, at..run.end);
+        }
+    });
+    true
 }

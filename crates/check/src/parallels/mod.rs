@@ -33,7 +33,7 @@ pub(crate) fn analyse(cx: &mut Context<'_>) {
     let claims = bat.fixed_claims(cx.file_len());
     cx.map_host(header.cluster, claims);
     cx.map_guest(header.size, header.cluster);
-    lay_out(cx, header.cluster, &mut bat);
+    lay_out(cx, header.cluster, header.data, &mut bat);
     bat.conclude(cx);
     cx.damage_guest();
     cx.not_checked("guest data: the format keeps no checksums of it");

@@ -34,7 +34,7 @@ pub(crate) fn analyse(cx: &mut Context<'_>) {
         cx.add_guest(0..header.size, GuestState::Damaged);
     } else {
         let mut walker = Walker::new(header);
-        lay_out(cx, header.cluster, &mut walker);
+        lay_out(cx, header.cluster, 0, &mut walker);
         walker.conclude(cx);
     }
     cx.not_checked("guest data: the format keeps no checksums of it");

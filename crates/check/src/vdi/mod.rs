@@ -27,7 +27,7 @@ pub(crate) fn analyse(cx: &mut Context<'_>) {
     let claims = map.fixed_claims(cx.file_len());
     cx.map_host(header.stride(), claims);
     cx.map_guest(header.size, header.block);
-    lay_out(cx, header.stride(), &mut map);
+    lay_out(cx, header.stride(), header.data_offset, &mut map);
     map.compare_counts(cx);
     cx.damage_guest();
     cx.not_checked("guest data: the format keeps no checksums of it");
