@@ -251,6 +251,24 @@ const ROWS: &[Row] = &[
         qemu: Some(0),
     },
     Row {
+        name: "no content id of the parent",
+        base: Base::Sparse,
+        damage: |image| image.replace("parentCID=", "qarentCID="),
+        codes: &["VMDK-DESCRIPTOR-FIELD"],
+        verdict: Verdict::Damaged,
+        lost: &[],
+        qemu: Some(1),
+    },
+    Row {
+        name: "the redundant directory behind everything",
+        base: Base::Sparse,
+        damage: |image| image.set64(48, 0x007f_0000_0000_0015),
+        codes: &["VMDK-COPY-DIRECTORY"],
+        verdict: Verdict::Damaged,
+        lost: &[],
+        qemu: Some(1),
+    },
+    Row {
         name: "descriptor's size differs",
         base: Base::Sparse,
         damage: |image| image.replace("RW 409600", "RW 409601"),
@@ -976,6 +994,22 @@ fn built_variants_are_what_qemu_takes_them_for() {
         let (status, text) = run("qemu-img", &["check", "-f", "vmdk", path.to_str().unwrap()]);
         assert_eq!(status, 0, "{text}");
     }
+}
+
+/// A truncated file has one cause, whatever number of findings.
+#[test]
+fn a_truncated_file_is_called_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut image = base(dir.path(), Base::Sparse);
+    let whole = image.bytes.len();
+    image.bytes.truncate(whole - 10 * GRAIN as usize - 1000);
+    let path = dir.path().join("row.vmdk");
+    std::fs::write(&path, &image.bytes).unwrap();
+    let report = look(&path, &options());
+    assert_eq!(report.causes.len(), 1, "{:?}", report.causes);
+    assert_eq!(report.causes[0].codes, ["VMDK-GTE-PAST-END", "VMDK-GTE-CUT"]);
+    assert!(report.causes[0].what.contains(&format!("{whole:#x}")), "{:?}", report.causes);
+    assert_eq!(report.lost.ranges, [199 * MIB + 5 * GRAIN + GRAIN - 1000..LAST]);
 }
 
 /// Fields a header does not supply any more come from the user.

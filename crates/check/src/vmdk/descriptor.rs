@@ -170,6 +170,11 @@ impl Descriptor {
         for (number, line) in &self.strange {
             missing.push(format!("line {number} means nothing: '{line}'"));
         }
+        if self.parent_cid.is_none() {
+            let words = "the descriptor: there is no parentCID, without which programs do not open the disk";
+            let finding = Finding::new(codes::DESCRIPTOR_FIELD, words).severity(Severity::Corruption);
+            cx.find(finding.host(place.clone()));
+        }
         for words in missing {
             let words = format!("the descriptor: {words}");
             cx.find(Finding::new(codes::DESCRIPTOR_FIELD, words).host(place.clone()));

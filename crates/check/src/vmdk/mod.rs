@@ -27,9 +27,11 @@ mod tables;
 use std::ops::Range;
 
 use crate::bytes::{is_zero, le_u32, le_u64};
+use crate::code::Severity;
 use crate::context::Context;
 use crate::finding::{Confidence, Finding};
 use crate::map::{Claim, Class, GuestState};
+use crate::report::Cause;
 
 use descriptor::Descriptor;
 use geometry::{Geometry, Kind, SECTOR};
@@ -294,7 +296,8 @@ fn place_directories(cx: &mut Context<'_>, geo: &mut Geometry) -> Option<()> {
         && !inside(rgd)
     {
         let words = format!("the redundant directory ({len} bytes at {rgd:#x}) does not lie in the file ({file:#x})");
-        cx.find(Finding::new(codes::RGD, words).host(48..56));
+        // Unlike a flawed entry of it, this keeps readers from opening the image at all.
+        cx.find(Finding::new(codes::RGD, words).severity(Severity::Corruption).host(48..56));
         geo.rgd = None;
     }
     if inside(geo.gd) {
@@ -384,6 +387,7 @@ fn tables(
     sums.unknown = sums.unknown.saturating_add(u64::from(known < geo.capacity));
     cx.add_guest(known.saturating_add(image.base)..geo.capacity.saturating_add(image.base), GuestState::Damaged);
     walked?;
+    cut_off(cx, geo, &sums);
     cx.numbers.total_clusters = Some(geo.grain_count());
     cx.numbers.allocated_clusters = Some(sums.allocated);
     cx.numbers.fragmented_clusters = Some(sums.fragmented);
@@ -398,6 +402,32 @@ fn tables(
         cx.not_checked("lengths of compressed grains: there are no markers to tell them");
     }
     stream::inspect(cx, judge, &sums)
+}
+
+/// Grains past the end in an image that is otherwise in order: the file is shorter than it was.
+fn cut_off(cx: &mut Context<'_>, geo: &Geometry, sums: &survey::Sums) {
+    let file = cx.file_len();
+    let explained = [codes::OVERHEAD, codes::GTE_PAST_END, codes::GTE_CUT];
+    let errors = explained.iter().fold(0u64, |sum, code| sum.saturating_add(cx.findings.errors_of(code)));
+    // Longer than this no file of this disk can have been: then it is the entries that are wrong.
+    let longest = geo.overhead.saturating_add(geo.grain_count().saturating_mul(geo.grain)).saturating_mul(2);
+    if errors == 0 || sums.beyond <= file || sums.beyond > longest {
+        return;
+    }
+    let of = |code| cx.findings.errors_of(code) > 0;
+    let found: Vec<&Finding> = cx.findings.iter().filter(|one| explained.contains(&one.code)).collect();
+    cx.causes.push(Cause {
+        what: format!(
+            "the file was cut off: its tables name grains up to {:#x}, it ends at {file:#x}; {} bytes are missing at least",
+            sums.beyond,
+            sums.beyond.saturating_sub(file)
+        ),
+        confidence: if of(codes::GT_DESTROYED) { Confidence::Possible } else { Confidence::Likely },
+        codes: explained.iter().filter(|code| of(code)).map(|code| code.name).collect(),
+        errors,
+        host: vec![Range { start: file, end: file }],
+        guest: found.iter().flat_map(|one| one.guest.iter().cloned()).collect(),
+    });
 }
 
 /// A header made anew from what else there is: the footer of a stream, or the descriptor and the layout all programs use.

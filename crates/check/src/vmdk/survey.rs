@@ -84,21 +84,37 @@ impl Judge<'_, '_> {
 
     /// Entries that are not 0, and how many of them lead nowhere.
     fn score(&self, bytes: &[u8], table: u64) -> (u64, u64) {
-        let (mut used, mut bad) = (0u64, 0u64);
+        let (mut used, mut bad, mut gap) = (0u64, 0u64, 0..0);
         for index in 0..self.entries(table) {
             let pointer = self.geo.entry(bytes, index);
             if pointer == Pointer::None {
                 continue;
             }
             used = used.saturating_add(1);
-            let guest = self.geo.guest(table, index as u64);
             let wrong = match pointer {
-                Pointer::At(start) => matches!(self.place(start, guest), Place::PastEnd | Place::Metadata),
+                Pointer::At(start) => {
+                    let guest = self.geo.guest(table, index as u64);
+                    matches!(self.place_near(start, guest, &mut gap), Place::PastEnd | Place::Metadata)
+                }
                 _ => pointer == Pointer::Bad,
             };
             bad = bad.saturating_add(u64::from(wrong));
         }
         (used, bad)
+    }
+
+    /// As [`place`](Self::place). Grains follow each other between the metadata: the stretch the last one lay in is looked at
+    /// first.
+    fn place_near(&self, start: u64, guest: u64, gap: &mut Range<u64>) -> Place {
+        if start >= gap.start && start.saturating_add(self.geo.grain) <= gap.end {
+            return Place::Fine;
+        }
+        let place = self.place(start, guest);
+        if place == Place::Fine {
+            let free = self.meta.around(start).unwrap_or(start..start);
+            *gap = free.start.max(self.geo.overhead)..free.end.min(self.file);
+        }
+        place
     }
 
     /// Whether entries look like those of a table whose grains are gone, as those of a truncated file do: grains at equal
@@ -241,6 +257,8 @@ pub(super) struct Sums {
     pub(super) phase: Option<u64>,
     /// End of the last grain inside the file.
     pub(super) end: u64,
+    /// End of the last grain that is not there, wholly or in part.
+    pub(super) beyond: u64,
     /// Tables nothing is known of: nobody may be called leaked.
     pub(super) unknown: u64,
     /// Something differs between the copies, or could not be read: later passes need both.
@@ -483,18 +501,8 @@ impl<'j, 'b> Survey<'j, 'b> {
                 GuestState::Damaged
             }
             Pointer::At(start) => {
-                // Grains follow each other between the metadata: the stretch the last one lay in is looked at first.
                 let end = start.saturating_add(geo.grain);
-                let place = if start >= gap.start && end <= gap.end {
-                    Place::Fine
-                } else {
-                    let place = judge.place(start, at);
-                    if place == Place::Fine {
-                        let free = judge.meta.around(start).unwrap_or(start..start);
-                        *gap = free.start.max(geo.overhead)..free.end.min(judge.file);
-                    }
-                    place
-                };
+                let place = judge.place_near(start, at, gap);
                 let which = match place {
                     Place::Fine => None,
                     Place::Before => Some(BEFORE),
@@ -508,6 +516,9 @@ impl<'j, 'b> Survey<'j, 'b> {
                 }
                 if place != Place::PastEnd {
                     self.grain(start, end);
+                }
+                if matches!(place, Place::PastEnd | Place::Cut) {
+                    self.sums.beyond = self.sums.beyond.max(end);
                 }
                 match place {
                     Place::Fine | Place::Before if geo.compressed => GuestState::Compressed,
