@@ -127,6 +127,12 @@ crate::code::codes! {
         cause: "an edited descriptor, a file that was replaced, a sparse extent whose first sector was overwritten",
         next: "look at the extent by itself with `blkproof check`",
         spec: "Virtual Disk Format 5.0, Extent Descriptions (VMDK-11)";
+    EXTENT_TWICE = "VMDK-EXTENT-TWICE", Corruption,
+        title: "the descriptor names one sparse extent twice",
+        why: "two parts of the disk share all their data: a write to one changes the other",
+        cause: "an edit by hand, extents renamed when a disk was copied",
+        next: "find the file that belongs in the second place",
+        spec: "Virtual Disk Format 5.0, Extent Descriptions (VMDK-11)";
     PARENT_CID = "VMDK-PARENT-CID", Corruption,
         title: "the parent's content is not what this delta disk was made on",
         why: "grains of this disk are laid over a parent that was written to since: the guest sees a mixture",

@@ -4,6 +4,7 @@
 //! data of whoever made the image (H13). A sparse extent is analysed like an image, and what is found there is told with its
 //! name and with places on the whole disk.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::Options;
@@ -54,14 +55,29 @@ pub(super) fn analyse(cx: &mut Context<'_>) {
     }
     let mut base = 0u64;
     let mut totals = Totals::default();
+    let mut seen: BTreeMap<&str, Range<u64>> = BTreeMap::new();
     for extent in &descriptor.extents {
         if cx.stopped() {
             break;
         }
         let range = base..base.saturating_add(extent.sectors.saturating_mul(SECTOR));
         reference(cx, extent, &place);
-        one(cx, extent, range.clone(), &place, &mut totals);
         base = range.end;
+        // Once is enough, also for a descriptor that names one file ten thousand times.
+        match seen.get(extent.name.as_str()).cloned().filter(|_| extent.kind == ExtentKind::Sparse) {
+            Some(first) => {
+                let words = format!("the extent '{}' is named twice", safe(&extent.name));
+                let finding = Finding::new(codes::EXTENT_TWICE, words).host(place.clone());
+                cx.find(finding.guest(first.clone()).guest(range.clone()));
+                cx.lose(first);
+                cx.lose(range.clone());
+                cx.add_guest(range, GuestState::Damaged);
+            }
+            None => {
+                one(cx, extent, range.clone(), &place, &mut totals);
+                seen.insert(&extent.name, range);
+            }
+        }
     }
     cx.numbers.total_clusters = totals.total;
     cx.numbers.allocated_clusters = totals.allocated;

@@ -52,9 +52,12 @@ impl<'b> Metadata<'b> {
         if let Some(rgd) = geo.rgd {
             self.add(file, rgd..rgd.saturating_add(len), Class::Copy, RGD)?;
         }
-        let mut collect = Collect { to: self, file, len: geo.table_len(), runs: [None, None] };
+        let mut collect = Collect { to: self, file, len: geo.table_len(), runs: [None, None], left_out: false };
         walk(cx, geo, Walk { phase: "grain directory", first: false, copies: false, contents: false }, &mut collect)?;
-        let runs = std::mem::take(&mut collect.runs);
+        let (runs, left_out) = (std::mem::take(&mut collect.runs), collect.left_out);
+        if left_out {
+            cx.could_not("whether redundant tables overlap anything: there are too many in too much disorder");
+        }
         for run in runs.into_iter().flatten() {
             self.add(file, run.range(), run.class, run.index)?;
         }
@@ -130,11 +133,17 @@ struct Collect<'m, 'b> {
     file: u64,
     len: u64,
     runs: [Option<Claim>; 2],
+    /// Copies in such disorder that there is no room for their places: the disk does not depend on them.
+    left_out: bool,
 }
 
 impl Collect<'_, '_> {
     fn take(&mut self, which: usize, class: Class, at: u64, index: u64) -> Result<(), Full> {
         let Some(slot) = self.runs.get_mut(which) else { return Ok(()) };
+        if slot.is_some_and(|run| run.start == at && run.len == self.len) {
+            // One table named again and again is one claim (H19); who names it is told by the first pass over tables.
+            return Ok(());
+        }
         if let Some(run) = slot
             && run.range().end == at
             && run.len.checked_div(self.len).and_then(|tables| run.index.checked_add(tables)) == Some(index)
@@ -152,8 +161,10 @@ impl Collect<'_, '_> {
 impl Visit for Collect<'_, '_> {
     fn table(&mut self, _cx: &mut Context<'_>, table: &Table<'_>) -> Result<(), Halt> {
         self.take(0, Class::L2, table.at, table.index)?;
-        if let Some((at, _)) = table.copy {
-            self.take(1, Class::Copy, at, table.index)?;
+        if let Some((at, _)) = table.copy
+            && self.take(1, Class::Copy, at, table.index).is_err()
+        {
+            self.left_out = true;
         }
         Ok(())
     }

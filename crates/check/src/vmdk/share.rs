@@ -19,6 +19,8 @@ use super::tables::{Halt, Table, Visit, Walk, walk};
 
 /// Grains that share a place, kept by name; more are only counted.
 const NAMED: u64 = 1 << 16;
+/// Units in a window that is not divided any more.
+const SMALLEST: u64 = 1 << 15;
 /// Units from which on no VMDK is that long: 64 TiB in grains of one sector.
 const UNITS: u64 = 1 << 37;
 /// Less than this is alignment, not a loss.
@@ -159,15 +161,16 @@ fn name(cx: &mut Context<'_>, judge: Judge<'_, '_>, sums: &Sums, units: Units, t
         {
             return Ok(());
         }
-        if named < NAMED {
+        // Touching the same unit is not sharing yet, if grains do not lie at equal distances: all of them are needed to tell,
+        // in smaller windows if need be. In one page nothing can be smaller: what is left is counted like the rest.
+        let wanted = named < NAMED || sums.outliers > 0;
+        if wanted && layout.add(start, units.grain, Class::Data, guest).is_ok() {
             named = named.saturating_add(1);
-            layout.add(start, units.grain, Class::Data, guest)?;
-        } else if sums.outliers == 0 {
+        } else if wanted && sums.outliers > 0 && window.end.saturating_sub(window.start) > SMALLEST {
+            return Err(Halt::Full);
+        } else {
             more = more.saturating_add(1);
             cx.lose(guest..guest.saturating_add(judge_geo.used(guest)));
-        } else {
-            // Touching the same unit is not sharing yet: all of them are needed to tell.
-            return Err(Halt::Full);
         }
         Ok(())
     })?;

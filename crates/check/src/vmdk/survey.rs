@@ -9,7 +9,7 @@ use crate::bytes::is_zero;
 use crate::code::Code;
 use crate::context::Context;
 use crate::finding::{Confidence, Finding};
-use crate::map::{Class, GuestState};
+use crate::map::{Class, GuestState, Owner};
 use crate::watch::{Event, Wants};
 
 use super::codes;
@@ -273,6 +273,10 @@ pub(super) struct Survey<'j, 'b> {
     runs: [Option<Run>; KINDS],
     flaws: Vec<(Flaw, bool, Range<u64>, u64)>,
     guest: Option<(Range<u64>, GuestState)>,
+    /// The table before this one: its place, and which entry named it first.
+    table: (u64, u64),
+    /// Entries that name that table too: the first and last of them, and how many.
+    again: Option<(u64, u64, u64)>,
     previous: u64,
     wants: Wants,
 }
@@ -286,6 +290,8 @@ impl<'j, 'b> Survey<'j, 'b> {
             runs: [const { None }; KINDS],
             flaws: Vec::new(),
             guest: None,
+            table: (0, 0),
+            again: None,
             previous: 0,
             wants,
         }
@@ -297,6 +303,7 @@ impl<'j, 'b> Survey<'j, 'b> {
             self.tell(cx, which);
         }
         self.tell_flaws(cx);
+        self.tell_again(cx);
         if let Some((range, state)) = self.guest.take() {
             cx.add_guest(range, state);
         }
@@ -414,6 +421,28 @@ impl<'j, 'b> Survey<'j, 'b> {
             }
             cx.find(finding);
         }
+    }
+
+    /// Several entries of the directory name one table: at most one of their windows is what it maps.
+    fn tell_again(&mut self, cx: &mut Context<'_>) {
+        let Some((from, to, count)) = self.again.take() else { return };
+        let geo = self.judge.geo;
+        let (at, first) = self.table;
+        let host = at..at.saturating_add(geo.table_len());
+        let guest = geo.windows(first..first.saturating_add(1));
+        let others = geo.windows(from..to.saturating_add(1));
+        cx.lose(guest.clone());
+        let more = if count == 1 { format!("entry {from}") } else { format!("{count} more ({from}..={to})") };
+        let words = format!("entry {first} of the grain directory and {more} name the same grain table at {at:#x}");
+        let owner = |label: String, guest: &Range<u64>| Owner {
+            class: Class::L2,
+            host: host.clone(),
+            guest: Some(guest.clone()),
+            label,
+        };
+        let finding = Finding::new(codes::OVERLAP, words).host(host.clone()).guest(guest.clone()).guest(others.clone());
+        let finding = finding.owner(owner(format!("grain table {first}"), &guest));
+        cx.find(finding.owner(owner(format!("grain table {from}"), &others)).count(count));
     }
 
     /// A table that holds something else.
@@ -619,12 +648,17 @@ impl Visit for Survey<'_, '_> {
             });
         }
         if table.again {
-            // Told with both owners by the layout; here only what the guest loses.
             let guest = geo.windows(table.index..table.index.saturating_add(1));
             cx.lose(guest.clone());
             self.state(cx, guest, GuestState::Damaged);
+            match &mut self.again {
+                Some((_, last, count)) => (*last, *count) = (table.index, count.saturating_add(1)),
+                None => self.again = Some((table.index, table.index, 1)),
+            }
             return Ok(());
         }
+        self.tell_again(cx);
+        self.table = (table.at, table.index);
         let choice = self.judge.choose(table);
         if choice != Choice::Both {
             self.destroyed(cx, table, choice);
