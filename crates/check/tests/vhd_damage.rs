@@ -250,7 +250,7 @@ const CASES: &[Case] = &[
     Case { name: "4 billion entries", base: by_geometry, damage: |image| edit_header(image, 28, &[0xff; 4]),
         codes: &[("VHD-BAT-STRAY", WARNING), ("VHD-BAT-OVERLAP", CORRUPTION)], verdict: Verdict::Damaged, lost: NONE, qemu: Refuses, differs: "" },
     Case { name: "an entry past the end", base: dynamic, damage: |image| set_entry(image, 3, 0x0070_0000),
-        codes: &[("VHD-BAT-PAST-END", CORRUPTION), ("VHD-BLOCK-LEAKED", LEAK)], verdict: Verdict::Damaged, lost: &[block(3)], qemu: Refuses, differs: "" },
+        codes: &[("VHD-BAT-PAST-END", CORRUPTION), ("VHD-BLOCK-ORPHAN", NOTE)], verdict: Verdict::Damaged, lost: &[block(3)], qemu: Refuses, differs: "" },
     Case { name: "cut in the last block", base: dynamic, damage: |image| { let at = place(image, 9) + (BITMAP + MIB) as usize; image.truncate(at); },
         codes: &[("VHD-FOOTER-MISSING", CORRUPTION), ("VHD-BAT-PAST-END", CORRUPTION)], verdict: Verdict::Damaged,
         lost: &[9 * BLOCK + MIB..SIZE], qemu: Refuses, differs: "" },
@@ -258,11 +258,14 @@ const CASES: &[Case] = &[
         codes: &[("VHD-BAT-OVERLAP", CORRUPTION), ("VHD-BLOCK-LEAKED", LEAK)], verdict: Verdict::Damaged, lost: &[block(0), block(4)], qemu: Opens,
         differs: "QEMU never compares entries with each other" },
     Case { name: "a block over headers and table", base: dynamic, damage: |image| set_entry(image, 4, 0),
-        codes: &[("VHD-BAT-OVERLAP", CORRUPTION), ("VHD-BLOCK-LEAKED", LEAK)], verdict: Verdict::Damaged, lost: &[block(0), block(4)], qemu: Opens,
+        codes: &[("VHD-BAT-INSIDE", CORRUPTION), ("VHD-BLOCK-ORPHAN", NOTE)], verdict: Verdict::Damaged, lost: &[block(4)], qemu: Opens,
         differs: "QEMU never compares entries with its own structures" },
     Case { name: "a block over the footer", base: dynamic, damage: |image| { let other = entry(image, 9); set_entry(image, 9, other + 1); },
         codes: &[("VHD-BAT-OVERLAP", CORRUPTION)], verdict: Verdict::Damaged, lost: &[SIZE - 512..SIZE], qemu: Opens,
         differs: "QEMU counts the footer's place as room for blocks" },
+    Case { name: "the table zeroed", base: dynamic, damage: |image| image[TABLE..TABLE + 40].fill(0),
+        codes: &[("VHD-BAT-INSIDE", CORRUPTION), ("VHD-BLOCK-ORPHAN", NOTE)], verdict: Verdict::Damaged, lost: &[0..SIZE], qemu: Opens,
+        differs: "QEMU never compares entries with its own structures" },
     Case { name: "the disk made smaller, a block left behind", base: dynamic, damage: |image| edit_footers(image, 48, &(10 * MIB).to_be_bytes()),
         codes: &[("VHD-BAT-STRAY", WARNING)], verdict: Verdict::Healthy, lost: NONE, qemu: Opens, differs: "" },
     Case { name: "an entry freed, its block left behind", base: dynamic, damage: |image| set_entry(image, 3, u32::MAX),
@@ -366,6 +369,22 @@ fn a_parent_is_a_reference_and_never_opened() {
     let names: Vec<_> = report.references.iter().map(|reference| (reference.role, reference.name.as_str())).collect();
     assert_eq!(names, [("parent", "base.vhd"), ("parent", "C:\\vm\\base.vhd")]);
     assert!(report.not_checked.iter().any(|line| line.contains("parent")));
+}
+
+/// What lies in the table now is named as the cause, and the blocks are offered.
+#[test]
+fn an_overwritten_table_is_told_by_what_lies_there() {
+    let log = "Nov 21 17:20:58 host kernel: usb 1-1: new device\n".repeat(2);
+    for (bytes, word) in [(vec![0; 40], "zeroes"), (log.as_bytes()[..40].to_vec(), "text")] {
+        let mut image = dynamic().to_vec();
+        put(&mut image, TABLE, &bytes);
+        let report = checked(&MemorySource(image), &options(), word);
+        let cause = &report.causes[0];
+        assert!(cause.what.contains("overwritten") && cause.what.contains(word), "{:#?}", report.causes);
+        assert!(cause.errors > 3);
+        let orphan = report.findings.iter().find(|finding| finding.code.name == "VHD-BLOCK-ORPHAN").unwrap();
+        assert_eq!(orphan.count, WRITTEN.len() as u64, "{}", orphan.what);
+    }
 }
 
 /// What a header can not say any more is taken from the caller.

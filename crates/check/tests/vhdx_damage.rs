@@ -108,7 +108,6 @@ const CORRUPTION: Severity = Severity::Corruption;
 const WARNING: Severity = Severity::Warning;
 const NOTE: Severity = Severity::Note;
 const NONE: &[Range<u64>] = &[];
-const ALL: &[Range<u64>] = &[0..40 * MIB];
 
 const fn block(index: u64) -> Range<u64> {
     index * MIB..(index + 1) * MIB
@@ -144,7 +143,7 @@ const CASES: &[Case] = &[
     Case { name: "a log in the middle of a megabyte", base: dynamic, damage: |image| image.edit_header(72, &(MIB + 4096).to_le_bytes()),
         codes: &[("VHDX-LOG-PLACE", CORRUPTION), ("VHDX-REGION-OVERLAP", CORRUPTION)], verdict: Verdict::Damaged, lost: NONE, qemu: 1, differs: "" },
     Case { name: "a log of version 1 in use", base: dirty, damage: |image| image.edit_header(64, &[1]),
-        codes: &[("VHDX-LOG-VERSION", CORRUPTION)], verdict: Verdict::Damaged, lost: NONE, qemu: 1, differs: "" },
+        codes: &[("VHDX-LOG-VERSION", CORRUPTION), ("VHDX-BLOCK-ORPHAN", NOTE)], verdict: Verdict::Damaged, lost: NONE, qemu: 1, differs: "" },
     Case { name: "a log in use without an entry", base: dynamic, damage: |image| image.edit_header(48, &[7; 16]),
         codes: &[("VHDX-LOG-EMPTY", WARNING)], verdict: Verdict::Healthy, lost: NONE, qemu: 0, differs: "" },
     Case { name: "a pending log", base: dirty, damage: |_| {},
@@ -154,9 +153,9 @@ const CASES: &[Case] = &[
     Case { name: "a pending log that goes on at the start of the ring", base: dirty_around, damage: |_| {},
         codes: &[("VHDX-LOG-PENDING", WARNING)], verdict: Verdict::Healthy, lost: NONE, qemu: 1, differs: READ_ONLY },
     Case { name: "a pending log that lost its data sector", base: dirty, damage: |image| { let at = image.log_entries()[0]; image.put(at + 4096, &[0; 4096]); },
-        codes: &[("VHDX-LOG-TORN", NOTE)], verdict: Verdict::Healthy, lost: NONE, qemu: 0, differs: "" },
+        codes: &[("VHDX-LOG-TORN", NOTE), ("VHDX-BLOCK-ORPHAN", NOTE)], verdict: Verdict::Healthy, lost: NONE, qemu: 0, differs: "" },
     Case { name: "a bit of a pending entry", base: dirty, damage: |image| { let at = image.log_entries()[0]; image.flip(at + 4096 + 500); },
-        codes: &[("VHDX-LOG-ENTRY", CORRUPTION)], verdict: Verdict::Damaged, lost: NONE, qemu: 0, differs: "QEMU takes every entry it can not verify for none" },
+        codes: &[("VHDX-LOG-ENTRY", CORRUPTION), ("VHDX-BLOCK-ORPHAN", NOTE)], verdict: Verdict::Damaged, lost: NONE, qemu: 0, differs: "QEMU takes every entry it can not verify for none" },
     Case { name: "a gap in the log", base: dirty_3,
         damage: |image| {
             // The first entry needs itself only: a replay stops there.
@@ -168,7 +167,7 @@ const CASES: &[Case] = &[
     Case { name: "a log that makes the file longer", base: dirty, damage: |image| { let at = image.log_entries()[0]; image.edit_log(at, 56, &(64 * MIB).to_le_bytes()); },
         codes: &[("VHDX-LOG-PENDING", WARNING), ("VHDX-LOG-GROWS", NOTE)], verdict: Verdict::Healthy, lost: NONE, qemu: 1, differs: READ_ONLY },
     Case { name: "a log that replaces a header", base: dirty, damage: |image| { let at = image.log_entries()[0]; image.edit_log(at, 64 + 16, &HEADERS[0].to_le_bytes()); },
-        codes: &[("VHDX-LOG-PENDING", WARNING), ("VHDX-LOG-TARGET", CORRUPTION)], verdict: Verdict::Damaged, lost: NONE, qemu: 1, differs: "" },
+        codes: &[("VHDX-LOG-PENDING", WARNING), ("VHDX-LOG-TARGET", CORRUPTION), ("VHDX-BLOCK-ORPHAN", NOTE)], verdict: Verdict::Damaged, lost: NONE, qemu: 1, differs: "" },
     // Region tables.
     Case { name: "the first region table", base: dynamic, damage: |image| image.flip(REGIONS[0] + 40),
         codes: &[("VHDX-REGION-COPY", CORRUPTION)], verdict: Verdict::Damaged, lost: NONE, qemu: 1, differs: "" },
@@ -226,17 +225,21 @@ const CASES: &[Case] = &[
     Case { name: "cut in the last block", base: dynamic, damage: |image| image.set_len((image.entry(39) & !7) + MIB / 4),
         codes: &[("VHDX-BAT-PAST-END", CORRUPTION)], verdict: Verdict::Damaged, lost: &[39 * MIB + MIB / 4..40 * MIB], qemu: 2, differs: "" },
     Case { name: "two blocks in one place", base: dynamic, damage: |image| image.set_entry(4, image.entry(3)),
-        codes: &[("VHDX-BAT-OVERLAP", CORRUPTION)], verdict: Verdict::Damaged, lost: &[3 * MIB..5 * MIB], qemu: 0, differs: "QEMU never compares entries with each other" },
+        codes: &[("VHDX-BAT-OVERLAP", CORRUPTION), ("VHDX-BLOCK-ORPHAN", NOTE)], verdict: Verdict::Damaged, lost: &[3 * MIB..5 * MIB], qemu: 0, differs: "QEMU never compares entries with each other" },
     Case { name: "a block in the headers", base: dynamic, damage: |image| image.set_entry(4, 6),
-        codes: &[("VHDX-BAT-OVERLAP", CORRUPTION)], verdict: Verdict::Damaged, lost: &[block(4)], qemu: 0, differs: "QEMU compares blocks with regions, not with the header section" },
+        codes: &[("VHDX-BAT-OVERLAP", CORRUPTION), ("VHDX-BLOCK-ORPHAN", NOTE)], verdict: Verdict::Damaged, lost: &[block(4)], qemu: 0, differs: "QEMU compares blocks with regions, not with the header section" },
     Case { name: "a block in the log", base: dynamic, damage: |image| image.set_entry(4, LOG | 6),
-        codes: &[("VHDX-BAT-OVERLAP", CORRUPTION)], verdict: Verdict::Damaged, lost: &[block(4)], qemu: 2, differs: "" },
+        codes: &[("VHDX-BAT-OVERLAP", CORRUPTION), ("VHDX-BLOCK-ORPHAN", NOTE)], verdict: Verdict::Damaged, lost: &[block(4)], qemu: 2, differs: "" },
     Case { name: "room kept where another block is", base: dynamic, damage: |image| image.set_entry(5, image.entry(3) & !7 | 3),
         codes: &[("VHDX-BAT-STALE", WARNING)], verdict: Verdict::Healthy, lost: NONE, qemu: 0, differs: "" },
     Case { name: "an entry behind the last one", base: dynamic, damage: |image| image.set_entry(60, image.entry(3)),
         codes: &[("VHDX-BAT-STRAY", WARNING)], verdict: Verdict::Healthy, lost: NONE, qemu: 0, differs: "" },
+    Case { name: "the table zeroed under a fixed disk", base: fixed, damage: |image| image.put(TABLE, &[0; 16]),
+        codes: &[("VHDX-BAT-ZEROED", CORRUPTION)], verdict: Verdict::Damaged, lost: &[0..2 * MIB], qemu: 0, differs: "zero is a legal entry" },
+    Case { name: "a sector of the table zeroed", base: chunks, damage: |image| image.put(TABLE + 1536, &[0; 512]),
+        codes: &[("VHDX-BAT-ZEROED", CORRUPTION), ("VHDX-BLOCK-ORPHAN", NOTE)], verdict: Verdict::Damaged, lost: &[192 * 16 * MIB..256 * 16 * MIB], qemu: 0, differs: "zero is a legal entry" },
     Case { name: "shifted as QEMU before 8.0 did", base: chunks, damage: shift,
-        codes: &[("VHDX-BAT-SHIFTED", CORRUPTION), ("VHDX-BITMAP-STATE", WARNING)], verdict: Verdict::Damaged,
+        codes: &[("VHDX-BAT-SHIFTED", CORRUPTION), ("VHDX-BITMAP-STATE", WARNING), ("VHDX-BLOCK-ORPHAN", NOTE)], verdict: Verdict::Damaged,
         lost: &[16 * MIB..511 * 16 * MIB], qemu: 0, differs: "QEMU does not look at sector bitmap entries" },
     Case { name: "a bitmap entry of state 3", base: chunks, damage: |image| image.set_entry(256, 3),
         codes: &[("VHDX-BITMAP-STATE", WARNING)], verdict: Verdict::Healthy, lost: NONE, qemu: 0, differs: "" },
@@ -375,12 +378,24 @@ fn findings_say_what_where_and_whose() {
             "block table entries 10..12 (blocks 10..12, the first is 0x0000010000000006): past the end of the file (0xc00000)"
                 .to_owned(),
             format!("block 3 and block 4 both claim {start:#x}..{:#x}", start + MIB),
+            "no block's entry names 0xa00000..0xb00000, which holds data up to 0xa00000 or farther".to_owned(),
         ]
     );
     let owners: Vec<_> = report.findings[1].owners.iter().map(|owner| owner.guest.clone()).collect();
     assert_eq!(owners, [Some(block(3)), Some(block(4))]);
     let guest = report.guest.unwrap();
     assert_eq!(guest.bytes(GuestState::Damaged), 4 * MIB);
+}
+
+/// What lies in the table now is named as the cause.
+#[test]
+fn an_overwritten_table_is_told_by_what_lies_there() {
+    let image = Image::copy(&dynamic().path);
+    image.put(TABLE, &"Nov 21 17:20:58 host kernel: usb 1-1: new device\n".as_bytes().repeat(6)[..288]);
+    let report = check_file(&image, "text");
+    let cause = &report.causes[0];
+    assert!(cause.what.contains("overwritten") && cause.what.contains("text"), "{:#?}", report.causes);
+    assert_eq!((cause.errors, &cause.host[..], report.lost.bytes >= 4 * MIB), (36, &[TABLE..TABLE + 288][..], true));
 }
 
 /// The shifted sector, told as what it is.
@@ -545,4 +560,23 @@ fn whatever_qemu_calls_damaged_we_call_damaged() {
         image.put(at, &old);
     }
     assert_eq!(image.qemu_check(&[]), 0, "everything was put back");
+}
+
+/// A table of many entries that all name one block, in a file that claims to be huge: bounded memory and time.
+#[test]
+fn a_table_of_equal_entries_needs_no_memory_for_each() {
+    let image = Image::copy(&dynamic().path);
+    let size = 40_000 * MIB;
+    image.put(image.item(DISK_SIZE).1, &size.to_le_bytes());
+    let mut base = image.read(0, 4 * MIB as usize);
+    let shared = image.entry(3);
+    for entry in base[TABLE as usize..].chunks_exact_mut(8).take(40_000 + 9) {
+        entry.copy_from_slice(&shared.to_le_bytes());
+    }
+    let sparse = Patched { base: &base, edits: Vec::new(), len: 1 << 62 };
+    let options = Options { memory: 1 << 20, ..options() };
+    let report = checked(&sparse, &options, "equal entries");
+    assert_eq!(report.verdict, Verdict::Damaged);
+    assert!(report.sums.iter().any(|(name, ..)| *name == "VHDX-BAT-OVERLAP"), "{:?}", report.sums);
+    assert!(report.findings.len() <= 1000);
 }

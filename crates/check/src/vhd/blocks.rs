@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::overwritten::Overwritten;
 use super::{FREE, codes, confidence, entries};
 use crate::budget::Full;
 use crate::bytes::is_zero;
@@ -59,6 +60,29 @@ impl Table {
         start..start.saturating_add(self.bitmap).saturating_add(self.block)
     }
 
+    /// What an entry is by itself.
+    fn judge(&self, index: u64, entry: u32, len: u64) -> Judged {
+        let extent = self.extent(entry);
+        match entry {
+            FREE => Judged::Free,
+            _ if index >= self.blocks() => Judged::Stray,
+            _ if extent.start < self.at.saturating_add(self.len()) => Judged::Inside,
+            _ if extent.start >= len => Judged::Outside,
+            _ if extent.end > len => Judged::Cut,
+            _ => Judged::Sound,
+        }
+    }
+
+    /// Whether an entry names a place that no block can be at.
+    fn flawed(&self, cx: &mut Context<'_>) -> bool {
+        let (len, mut flawed) = (cx.file_len(), false);
+        let _ = self.read(cx, |_, first, bytes| {
+            flawed |= (first..).zip(entries(bytes)).any(|(index, entry)| self.judge(index, entry, len).flawed());
+            Ok(())
+        });
+        flawed
+    }
+
     /// Calls `each` with every piece of the table and the index of its first entry.
     fn read(
         &self,
@@ -113,8 +137,16 @@ enum Judged {
     Outside,
     /// The block's end is not in the file.
     Cut,
+    /// In the headers or in the table.
+    Inside,
     /// Of no block of the disk.
     Stray,
+}
+
+impl Judged {
+    fn flawed(self) -> bool {
+        matches!(self, Self::Outside | Self::Cut | Self::Inside)
+    }
 }
 
 /// Equal entries that follow each other.
@@ -131,18 +163,17 @@ fn walk(cx: &mut Context<'_>, table: &Table, lost: &[Range<u64>]) {
     let len = cx.file_len();
     let blocks = table.blocks();
     let mut run: Option<Run> = None;
+    let mut overwritten = Overwritten::new();
     let (mut allocated, mut fragmented, mut before) = (0u64, 0u64, None);
     let mut image_end = table.at.saturating_add(table.len());
     let _ = table.read(cx, |cx, first, bytes| {
         for (index, entry) in (first..).zip(entries(bytes)) {
             let extent = table.extent(entry);
-            let judged = match entry {
-                FREE => Judged::Free,
-                _ if index >= blocks => Judged::Stray,
-                _ if extent.start >= len => Judged::Outside,
-                _ if extent.end > len => Judged::Cut,
-                _ => Judged::Sound,
-            };
+            let judged = table.judge(index, entry, len);
+            if entry != FREE {
+                let at = table.at.saturating_add(index.saturating_mul(4));
+                overwritten.add(at..at.saturating_add(4), judged.flawed(), table.guest(index));
+            }
             if matches!(judged, Judged::Sound | Judged::Cut) {
                 allocated = allocated.saturating_add(1);
                 if before.is_some_and(|end| end != extent.start) {
@@ -172,6 +203,8 @@ fn walk(cx: &mut Context<'_>, table: &Table, lost: &[Range<u64>]) {
     if let Some(done) = run {
         close(cx, table, &done, lost);
     }
+    let image = cx.image;
+    overwritten.tell(cx, image, &[codes::BAT_INSIDE.name, codes::BAT_PAST_END.name]);
     // What the table has no entry for any more.
     cx.add_guest(table.guest(table.entries).start..table.size, GuestState::Damaged);
     cx.numbers.total_clusters = Some(blocks);
@@ -209,6 +242,15 @@ fn close(cx: &mut Context<'_>, table: &Table, run: &Run, lost: &[Range<u64>]) {
             cx.find(found(codes::BAT_PAST_END, words, guest.clone()));
             cx.add_guest(guest, GuestState::Damaged);
         }
+        Judged::Inside => {
+            let words = format!(
+                "{which}: in the headers or the table, which ends at {:#x}",
+                table.at.saturating_add(table.len())
+            );
+            cx.find(found(codes::BAT_INSIDE, words, guest.clone()));
+            cx.lose(guest.clone());
+            cx.add_guest(guest, GuestState::Damaged);
+        }
         Judged::Stray => {
             let words = format!("{which}: the disk has {} blocks only", table.blocks());
             let finding = Finding::new(codes::BAT_STRAY, words).host(host).count(run.count);
@@ -235,6 +277,7 @@ fn place(cx: &mut Context<'_>, table: &Table, end: Option<&Range<u64>>, fixed: &
     let budget = cx.budget;
     cx.map_host(table.block, Vec::new());
     let tail = end.map_or(len, |range| range.start);
+    let flawed = table.flawed(cx);
     let done = in_windows(len.div_ceil(512), |window| {
         let smallest = window.end.saturating_sub(window.start) <= WINDOW_MIN;
         let window = window.start.saturating_mul(512)..window.end.saturating_mul(512).min(len);
@@ -251,7 +294,7 @@ fn place(cx: &mut Context<'_>, table: &Table, end: Option<&Range<u64>>, fixed: &
                 window.start, window.end
             ));
         }
-        sweep(cx, table, &window, &mut layout, whole, tail);
+        sweep(cx, table, &window, &mut layout, Rest { whole, flawed, tail });
         Ok(())
     });
     if done.is_err() {
@@ -274,7 +317,8 @@ fn fill(
     table.read(cx, |_, first, bytes| {
         for (index, entry) in (first..).zip(entries(bytes)).filter(|(_, entry)| *entry != FREE) {
             let extent = table.extent(entry);
-            if !reaches(&extent) {
+            // What lies in the headers is told by itself; a stray entry may say anything.
+            if !reaches(&extent) || extent.start < table.at.saturating_add(table.len()) {
                 continue;
             }
             let data = extent.start.saturating_add(table.bitmap);
@@ -283,6 +327,17 @@ fn fill(
         }
         Ok(())
     })
+}
+
+/// What is known of stretches that nobody claims.
+#[derive(Clone, Copy)]
+struct Rest {
+    /// Whether every claim is known.
+    whole: bool,
+    /// Whether entries are damaged: their blocks may be in such a stretch.
+    flawed: bool,
+    /// What lies behind this is no room for blocks.
+    tail: u64,
 }
 
 /// An overlap that may go on with the next block.
@@ -294,7 +349,7 @@ struct Shared {
     count: u64,
 }
 
-fn sweep(cx: &mut Context<'_>, table: &Table, window: &Range<u64>, layout: &mut Layout<'_>, whole: bool, tail: u64) {
+fn sweep(cx: &mut Context<'_>, table: &Table, window: &Range<u64>, layout: &mut Layout<'_>, rest: Rest) {
     let mut overlaps: Vec<Shared> = Vec::new();
     let mut more = 0u64;
     let cell = std::cell::RefCell::new(&mut *cx);
@@ -335,8 +390,8 @@ fn sweep(cx: &mut Context<'_>, table: &Table, window: &Range<u64>, layout: &mut 
             let cx = &mut **cell.borrow_mut();
             match class {
                 Some(class) => cx.add_host(range, class),
-                None if range.start >= tail => cx.add_host(range, Class::Unknown),
-                None => hole(cx, table, range, whole),
+                None if range.start >= rest.tail => cx.add_host(range, Class::Unknown),
+                None => hole(cx, table, range, rest),
             }
         },
     );
@@ -397,10 +452,10 @@ fn report(cx: &mut Context<'_>, table: &Table, shared: Shared) {
 }
 
 /// A stretch that nobody claims: padding, or whole blocks that are lost to everybody.
-fn hole(cx: &mut Context<'_>, table: &Table, range: Range<u64>, whole: bool) {
+fn hole(cx: &mut Context<'_>, table: &Table, range: Range<u64>, rest: Rest) {
     let size = range.end.saturating_sub(range.start);
     let blocks = size.checked_div(table.bitmap.saturating_add(table.block)).unwrap_or(0);
-    if !whole {
+    if !rest.whole {
         return cx.add_host(range, Class::Unknown);
     }
     if blocks == 0 {
@@ -408,6 +463,11 @@ fn hole(cx: &mut Context<'_>, table: &Table, range: Range<u64>, whole: bool) {
     }
     let room = if blocks == 1 { "one block".to_owned() } else { format!("{blocks} blocks") };
     let words = format!("no entry names {:#x}..{:#x}: room for {room}", range.start, range.end);
+    if rest.flawed {
+        let finding = Finding::new(codes::BLOCK_ORPHAN, words).host(range.clone()).count(blocks);
+        cx.find(finding.confidence(Confidence::Likely));
+        return cx.add_host(range, Class::Unknown);
+    }
     cx.find(Finding::new(codes::BLOCK_LEAKED, words).host(range.clone()).count(blocks));
     cx.add_host(range, Class::Leaked);
 }
@@ -427,7 +487,7 @@ fn hidden(cx: &mut Context<'_>, table: &Table, lost: &[Range<u64>]) {
             let next = lost.get(lost.partition_point(|range| range.end <= guest.start));
             // A bitmap somebody else claims too says nothing.
             let ours = next.is_none_or(|range| range.start >= guest.end);
-            if entry == FREE || index >= table.blocks() || extent.end > len || !ours || cx.stopped() {
+            if table.judge(index, entry, len) != Judged::Sound || !ours || cx.stopped() {
                 continue;
             }
             let bitmap = cx.read(extent.start, size, "a sector bitmap");

@@ -157,6 +157,12 @@ crate::code::codes! {
         cause: "a truncated file; else entries overwritten with something that is no sector number",
         next: "get a complete copy of the file; what is inside can be read from a copy whose bad entries are set to ffffffff",
         spec: "VHD 1.0, section \"Block Allocation Table and Data Blocks\"";
+    BAT_INSIDE = "VHD-BAT-INSIDE", Corruption,
+        title: "block table entries point into the headers or the table itself",
+        why: "no block lies there: what the guest gets for these blocks is the format's own bytes, and its writes destroy them",
+        cause: "sectors of the table were zeroed or overwritten: a free entry is ffffffff, not 0",
+        next: "do not let the guest write; the blocks may still be in the file where no entry points, see VHD-BLOCK-ORPHAN",
+        spec: "VHD 1.0, section \"Block Allocation Table and Data Blocks\"";
     BAT_OVERLAP = "VHD-BAT-OVERLAP", Corruption,
         title: "two parts of the image claim the same bytes of the file",
         why: "each write through one of them damages the other; what lies there now belongs to one of them at most",
@@ -174,6 +180,12 @@ crate::code::codes! {
         why: "space is wasted; after damage to the table it may hold the data of blocks that are now missing",
         cause: "a writer that was killed between writing a new block and its table entry, or lost table entries",
         next: "if no data is missed, convert the image to get the space back; else keep the file, the blocks may be in there",
+        spec: "VHD 1.0, section \"Block Allocation Table and Data Blocks\"";
+    BLOCK_ORPHAN = "VHD-BLOCK-ORPHAN", Note,
+        title: "room for whole blocks that no entry names, beside entries that are damaged",
+        why: "the blocks of the damaged entries are most likely there, in the order in which the guest first wrote to them",
+        cause: "the same that damaged the table",
+        next: "keep the file: with its bitmap before each block, the content can be read from there",
         spec: "VHD 1.0, section \"Block Allocation Table and Data Blocks\"";
     BITMAP_HIDES = "VHD-BITMAP-HIDES-DATA", Warning,
         title: "sectors that the sector bitmap calls unused hold data",

@@ -17,6 +17,7 @@ pub(crate) mod codes;
 mod blocks;
 mod dynamic;
 mod footer;
+pub(crate) mod overwritten;
 
 use std::ops::Range;
 

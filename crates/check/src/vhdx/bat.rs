@@ -4,16 +4,19 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::metadata::Metadata;
 use super::replay::{Replayed, SECTOR_LEN};
 use super::{codes, header_parts, view_len};
 use crate::budget::Full;
-use crate::bytes::le_u64;
+use crate::bytes::{is_zero, le_u64};
 use crate::code::Code;
 use crate::context::Context;
 use crate::finding::{Confidence, Finding};
 use crate::layout::Layout;
 use crate::map::{Claim, Class, GuestState, Owner};
+use crate::source::Source as _;
 use crate::tally::in_windows;
+use crate::vhd::overwritten::Overwritten;
 
 const MIB: u64 = 1 << 20;
 /// Bytes of the table read at once.
@@ -84,6 +87,10 @@ pub(super) struct Table {
     pub(super) size: u64,
     /// Whether it is read over a parent.
     pub(super) parent: bool,
+    /// Whether every block is in the file.
+    fixed: bool,
+    /// Whether the place of the log is known: if not, it lies where nobody seems to be.
+    pub(super) log_known: bool,
     /// Blocks that one sector bitmap describes.
     chunk: u64,
     /// Whether the table's place is stated, rather than guessed.
@@ -97,10 +104,11 @@ impl Table {
         block: u64,
         sector: u64,
         size: u64,
-        parent: bool,
+        meta: &Metadata,
         certain: bool,
         creator: String,
     ) -> Self {
+        let (parent, fixed) = (meta.has_parent, meta.fixed);
         // 2^23 sectors to a bitmap of 1 MiB: with the bounds of both values from 16 to 32,768.
         let chunk = (sector << 23).checked_div(block).unwrap_or(1).max(1);
         let blocks = size.div_ceil(block);
@@ -109,7 +117,20 @@ impl Table {
         } else {
             blocks.saturating_add(blocks.saturating_sub(1).checked_div(chunk).unwrap_or(0))
         };
-        Self { at: region.start, region, entries, block, sector, size, parent, chunk, certain, creator }
+        Self {
+            at: region.start,
+            region,
+            entries,
+            block,
+            sector,
+            size,
+            parent,
+            fixed,
+            log_known: true,
+            chunk,
+            certain,
+            creator,
+        }
     }
 
     fn blocks(&self) -> u64 {
@@ -179,6 +200,9 @@ impl Table {
         let end = self.at.saturating_add(self.there(view).saturating_mul(8));
         let mut at = self.at;
         while at < end && !cx.stopped() {
+            // Holes are not read: their entries are zero. They begin and end on sectors, and so on entries.
+            let Some(data) = view.next_data(at).filter(|data| data.start < end) else { break };
+            at = at.max(data.start.saturating_sub(data.start.saturating_sub(self.at) % 8));
             let len = usize::try_from(end.saturating_sub(at)).unwrap_or(CHUNK).min(CHUNK);
             let bytes = cx.read_from(view, at, len, "the block table");
             for page in bytes.chunks(SECTOR_LEN) {
@@ -258,6 +282,7 @@ pub(super) fn analyse(cx: &mut Context<'_>, view: &Replayed<'_>, table: &Table, 
     let mut slots = slots(cx, view, table);
     place(cx, view, table, fixed, &mut slots);
     shifted(cx, table, &slots);
+    zeroed(cx, view, table);
     let lost = cx.lost().ranges;
     walk(cx, view, table, &lost);
 }
@@ -306,6 +331,60 @@ fn shifted(cx: &mut Context<'_>, table: &Table, slots: &BTreeMap<u64, u64>) {
             Finding::new(codes::BAT_SHIFTED, words).host(entries).host(*offset..offset.saturating_add(table.block));
         let confidence = if old_qemu { Confidence::Certain } else { Confidence::Likely };
         cx.find(finding.guest(guest.clone()).confidence(confidence.min(table.confidence())));
+        cx.lose(guest);
+    }
+}
+
+/// Stretches of zeroes where the writer leaves none: a fixed disk has every block in the file, and QEMU makes the entries of a
+/// dynamic one say "zero" (2) before the first write. Other writers leave zeroes everywhere, where this can not be told.
+fn zeroed(cx: &mut Context<'_>, view: &Replayed<'_>, table: &Table) {
+    let mut gaps: Vec<Range<u64>> = Vec::new();
+    let (mut next, mut said_zero, mut present) = (0u64, false, false);
+    let end = table.entries.min(table.there(view));
+    let _ = table.read(cx, view, |_, index, entry| {
+        if index < end && matches!(table.slot(index), Slot::Block(_)) {
+            said_zero |= entry.0 == state::ZERO;
+            present |= entry.present();
+            if index > next && gaps.len() < SLOTS_MAX {
+                gaps.push(next..index);
+            }
+            next = index.saturating_add(1);
+        }
+        Ok(())
+    });
+    if next < end {
+        gaps.push(next..end);
+    }
+    let qemu = table.creator.starts_with("QEMU v") && said_zero && !table.parent;
+    // With a wrong size what lies behind the table's end is no table.
+    let sized = table.there(view) >= table.entries;
+    if !sized || !(qemu || table.fixed && present) || cx.stopped() {
+        return;
+    }
+    for gap in gaps {
+        let blocks = table.block_from(gap.start)..table.block_from(gap.end).min(table.blocks());
+        // The medium loses sectors; what is behind the last entry is zero anyway.
+        let first = table.place(gap.clone()).start.div_ceil(512);
+        let last = if gap.end == table.entries {
+            table.place(gap.clone()).end.div_ceil(512)
+        } else {
+            table.place(gap.clone()).end / 512
+        };
+        if blocks.is_empty() || first >= last && !table.fixed {
+            continue;
+        }
+        let guest = table.guest(blocks.clone());
+        let words = format!(
+            "block table entries {}..{} (blocks {}..{}) are all zero, which {} never leaves",
+            gap.start,
+            gap.end,
+            blocks.start,
+            blocks.end,
+            if table.fixed { "a fixed disk" } else { "QEMU" }
+        );
+        let count = blocks.end.saturating_sub(blocks.start);
+        let finding = Finding::new(codes::BAT_ZEROED, words).host(table.place(gap)).guest(guest.clone()).count(count);
+        cx.find(finding.confidence(Confidence::Likely));
         cx.lose(guest);
     }
 }
@@ -368,6 +447,7 @@ fn walk(cx: &mut Context<'_>, view: &Replayed<'_>, table: &Table, lost: &[Range<
     let mut walk = Walk { run: None, next: 0, partial: None };
     let (mut reserved, mut strays, mut bitmaps) = (Flawed::default(), Flawed::default(), Flawed::default());
     let (mut allocated, mut fragmented, mut before) = (0u64, 0u64, None);
+    let mut overwritten = Overwritten::new();
     let mut image_end = table.region.end;
     let _ = table.read(cx, view, |cx, index, entry| {
         let slot = table.slot(index);
@@ -416,6 +496,12 @@ fn walk(cx: &mut Context<'_>, view: &Replayed<'_>, table: &Table, lost: &[Range<
             before = Some(end);
             image_end = image_end.max(end.min(len));
         }
+        let flawed = matches!(judged, Judged::Outside | Judged::Cut | Judged::BadState) || entry.reserved() != 0;
+        overwritten.add(
+            table.place(index..index.saturating_add(1)),
+            flawed,
+            table.guest(block..block.saturating_add(1)),
+        );
         if judged == Judged::Cut {
             let guest = table.guest(block..block.saturating_add(1));
             cx.lose(guest.start.saturating_add(len.saturating_sub(start)).min(guest.end)..guest.end);
@@ -426,6 +512,9 @@ fn walk(cx: &mut Context<'_>, view: &Replayed<'_>, table: &Table, lost: &[Range<
     walk.close_chunk(cx, table, u64::MAX);
     let missing = table.block_from(table.there(view)).min(table.blocks());
     walk.finish(cx, table, missing, lost);
+    let explained =
+        [codes::BAT_PAST_END.name, codes::BAT_STATE.name, codes::BAT_RESERVED.name, codes::BAT_OVERLAP.name];
+    overwritten.tell(cx, view, &explained);
     reserved.tell(cx, table, codes::BAT_RESERVED, "reserved bits are set");
     strays.tell(cx, table, codes::BAT_STRAY, "they are behind the last block of the disk");
     let why = if table.parent {
@@ -468,7 +557,7 @@ impl Walk {
         } else if let Some(done) = self.run.replace(Run { judged, blocks: block..end, entry }) {
             close(cx, table, &done, lost);
         }
-        cx.add_guest(table.guest(self.next..block), GuestState::Unallocated);
+        add_state(cx, table.guest(self.next..block), GuestState::Unallocated, lost);
         self.next = end;
     }
 
@@ -477,7 +566,7 @@ impl Walk {
         if let Some(done) = self.run.take() {
             close(cx, table, &done, lost);
         }
-        cx.add_guest(table.guest(self.next..missing), GuestState::Unallocated);
+        add_state(cx, table.guest(self.next..missing), GuestState::Unallocated, lost);
         cx.add_guest(table.guest(missing.max(self.next)..table.blocks()), GuestState::Damaged);
     }
 
@@ -545,7 +634,7 @@ fn close(cx: &mut Context<'_>, table: &Table, run: &Run, lost: &[Range<u64>]) {
     let state = match run.judged {
         Judged::Unallocated => GuestState::Unallocated,
         Judged::Zero => GuestState::Zero,
-        Judged::Sound => return add_data(cx, guest, lost),
+        Judged::Sound => return add_state(cx, guest, GuestState::Data, lost),
         Judged::OldState => {
             cx.find(found(codes::BAT_STATE_OLD, "state 5, which meant unmapped before the format was released"));
             GuestState::Unallocated
@@ -573,16 +662,16 @@ fn close(cx: &mut Context<'_>, table: &Table, run: &Run, lost: &[Range<u64>]) {
     cx.add_guest(guest, state);
 }
 
-/// Data, but for what is known not to be the block's own.
-fn add_data(cx: &mut Context<'_>, guest: Range<u64>, lost: &[Range<u64>]) {
+/// A stretch of the disk in a state, but for what is known to be lost.
+fn add_state(cx: &mut Context<'_>, guest: Range<u64>, state: GuestState, lost: &[Range<u64>]) {
     let mut at = guest.start;
     let from = lost.partition_point(|range| range.end <= guest.start);
     for range in lost.get(from..).unwrap_or_default().iter().take_while(|range| range.start < guest.end) {
-        cx.add_guest(at..range.start.max(at), GuestState::Data);
+        cx.add_guest(at..range.start.max(at), state);
         cx.add_guest(range.start.max(at)..range.end.min(guest.end), GuestState::Damaged);
         at = range.end.min(guest.end);
     }
-    cx.add_guest(at..guest.end, GuestState::Data);
+    cx.add_guest(at..guest.end, state);
 }
 
 /// Block by block, in the order of the file. Blocks that some other entry names too are taken out of `slots`.
@@ -621,7 +710,8 @@ fn place(cx: &mut Context<'_>, view: &Replayed<'_>, table: &Table, fixed: &[Clai
                 window.start, window.end
             ));
         }
-        let whole = filled.is_ok() && table.certain && table.there(view) >= table.entries && !cx.stopped();
+        let whole =
+            filled.is_ok() && table.certain && table.log_known && table.there(view) >= table.entries && !cx.stopped();
         sweep(cx, Some(table), &window, &mut layout, whole);
         Ok(())
     });
@@ -710,7 +800,12 @@ fn sweep(cx: &mut Context<'_>, table: Option<&Table>, window: &Range<u64>, layou
                     }
                 }
                 Some(class) => cx.add_host(range, class),
-                None => cx.add_host(range, if whole { Class::Free } else { Class::Unknown }),
+                None => {
+                    if whole && let Some(table) = table {
+                        orphans(cx, table, &range);
+                    }
+                    cx.add_host(range, if whole { Class::Free } else { Class::Unknown });
+                }
             }
         },
     );
@@ -733,6 +828,24 @@ fn sweep(cx: &mut Context<'_>, table: Option<&Table>, window: &Range<u64>, layou
         let claims = layout.metadata().into_iter().filter(|claim| window.contains(&claim.start));
         map.claims.extend(claims.flat_map(parts));
     }
+}
+
+/// Room for blocks that nobody claims and that is not all zero, as far as a look at four places in each megabyte tells.
+fn orphans(cx: &mut Context<'_>, table: &Table, range: &Range<u64>) {
+    const LOOKS: usize = 256;
+    let start = range.start.checked_next_multiple_of(MIB).unwrap_or(range.end);
+    if range.end.saturating_sub(start) < table.block {
+        return;
+    }
+    let places = (start..range.end).step_by(256 << 10).take(LOOKS);
+    let holds = |at: &u64| !is_zero(&cx.read(*at, SECTOR_LEN, "room that nobody claims"));
+    let Some(first) = places.filter(holds).last() else { return };
+    let words = format!(
+        "no block's entry names {:#x}..{:#x}, which holds data up to {first:#x} or farther",
+        range.start, range.end
+    );
+    let finding = Finding::new(codes::BLOCK_ORPHAN, words).host(range.clone());
+    cx.find(finding.confidence(Confidence::Possible));
 }
 
 /// Bytes of the disk that lie in a part of what somebody claims.

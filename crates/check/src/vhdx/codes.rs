@@ -229,6 +229,18 @@ crate::code::codes! {
         cause: "QEMU before 8.0 wrote table sectors to the log shifted when their first entry changed",
         next: "keep the file: no block is overwritten by this; moving the entries of the sector back by one restores the disk",
         spec: "[MS-VHDX] 2.5 BAT: a disk without a parent has no sector bitmap blocks";
+    BAT_ZEROED = "VHDX-BAT-ZEROED", Corruption,
+        title: "a stretch of the block table is zero where its writer never leaves zeroes",
+        why: "blocks whose entries were there read as zeroes now; no program notices, for zero is a legal entry",
+        cause: "sectors of the table were zeroed, by a failing disk or a write that never arrived",
+        next: "keep the file: the blocks are still in it where no entry points, see VHDX-BLOCK-ORPHAN",
+        spec: "[MS-VHDX] 2.5.1.1 Payload BAT Entry States: 0 is not present";
+    BLOCK_ORPHAN = "VHDX-BLOCK-ORPHAN", Note,
+        title: "room that no entry names holds data",
+        why: "legal: blocks that were freed leave it; after damage to the table it holds the blocks that are missing",
+        cause: "blocks freed by the guest (unmap), or lost table entries",
+        next: "if data is missed, keep the file: the content can be read from there",
+        spec: "[MS-VHDX] 2.5 BAT";
     BITMAP_STATE = "VHDX-BITMAP-STATE", Warning,
         title: "the entry of a sector bitmap has a state it can not have",
         why: "programs ignore it where there is no parent; with one, the bitmap counts as not present",

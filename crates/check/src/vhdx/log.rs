@@ -364,3 +364,80 @@ fn judge_target(cx: &mut Context<'_>, ring: &Ring, entry: &Entry, range: &Range<
     let words = format!("log entry {} replaces {:#x}..{:#x}: {what}", entry.sequence, range.start, range.end);
     cx.find(Finding::new(codes::LOG_TARGET, words).host(entry_range(ring, entry)));
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+
+    use super::super::header;
+    use super::*;
+    use crate::Options;
+    use crate::budget::Budget;
+    use crate::source::{FileSource, Source};
+    use crate::watch::Silent;
+
+    fn run(program: &str, args: &[&str]) -> bool {
+        let done = Command::new(program).args(args).output();
+        done.unwrap_or_else(|error| panic!("{program} is needed: {error}")).status.success()
+    }
+
+    /// An image that QEMU left with its log in use, since no write to its block table succeeded.
+    fn crashed(dir: &Path) -> PathBuf {
+        let path = dir.join("crashed.vhdx");
+        let name = path.to_str().unwrap();
+        assert!(run("qemu-img", &["create", "-q", "-f", "vhdx", "-o", "block_size=1M,log_size=1M", name, "40M"]));
+        assert!(run("qemu-io", &["-f", "vhdx", "-c", "write -q -P 1 0 64k", name]));
+        let options = format!(
+            "driver=vhdx,file.driver=blkdebug,file.image.driver=file,file.image.filename={name},file.inject-error.0.event=none,\
+             file.inject-error.0.iotype=write,file.inject-error.0.errno=5,file.inject-error.0.sector=4096"
+        );
+        assert!(!run("qemu-io", &["--image-opts", &options, "-c", "write -q -P 9 7M 64k", "-c", "abort"]));
+        path
+    }
+
+    /// Byte for byte, but for the headers and the log, what QEMU leaves when it replays the log in a copy of the file.
+    #[test]
+    fn the_view_is_the_file_after_a_replay() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut images = vec![crashed(dir.path())];
+        match std::env::var_os("BLKPROOF_SAMPLE_IMAGES") {
+            Some(samples) => {
+                for name in ["qemu-iotests/iotest-dirtylog-10G-4M.vhdx.bz2", "discutils/vhdx-log-replay.vhdx.gz"] {
+                    let program = if name.ends_with("gz") { "gzip" } else { "bzip2" };
+                    let file = Path::new(&samples).join(name);
+                    let bytes = Command::new(program).arg("-dc").arg(file).output().unwrap().stdout;
+                    let path = dir.path().join(images.len().to_string());
+                    std::fs::write(&path, bytes).unwrap();
+                    images.push(path);
+                }
+            }
+            None => println!("BLKPROOF_SAMPLE_IMAGES is not set: only an image made here was looked at"),
+        }
+        for path in images {
+            let image = FileSource::open(&path).unwrap();
+            let (options, budget) = (Options::default(), Budget::new(1 << 20));
+            let mut cx = Context::new(&image, &options, &Silent, &budget);
+            let header = header::current(&mut cx).unwrap();
+            let mut view = Replayed::new(&image, &budget);
+            assert!(replay(&mut cx, &header, &mut view).entries > 0, "{}: something is pending", path.display());
+
+            let after = dir.path().join("after.vhdx");
+            std::fs::copy(&path, &after).unwrap();
+            assert!(run("qemu-img", &["check", "-q", "-f", "vhdx", "-r", "all", after.to_str().unwrap()]));
+            let theirs = std::fs::read(&after).unwrap();
+            assert_eq!(view.len(), theirs.len() as u64, "{}", path.display());
+            let mut ours = vec![0; theirs.len()];
+            view.read_at(0, &mut ours).unwrap();
+            let before = std::fs::read(&path).unwrap();
+            let mut changed = 0;
+            for at in (192 << 10..theirs.len()).step_by(512).filter(|at| !header.log.contains(&(*at as u64))) {
+                let range = at..(at + 512).min(theirs.len());
+                assert!(ours[range.clone()] == theirs[range.clone()], "{} at {at:#x}", path.display());
+                changed += usize::from(before.get(range.clone()) != Some(&theirs[range]));
+            }
+            assert!(changed > 0, "{}: the replay changes something", path.display());
+        }
+    }
+}

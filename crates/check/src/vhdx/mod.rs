@@ -67,10 +67,11 @@ pub(crate) fn analyse(cx: &mut Context<'_>) {
         }
     }
     let log = header.as_ref().map(|header| header.log.clone()).filter(|log| !log.is_empty());
-    let Some(table) = table(cx, &meta, &regions, creator) else {
+    let Some(mut table) = table(cx, &meta, &regions, creator) else {
         region_overlaps_only(cx, &regions, log.as_ref());
         return;
     };
+    table.log_known = header.is_some();
     cx.fact("size", format!("{} bytes", table.size));
     cx.fact("block size", format!("{} bytes", table.block));
     cx.fact("logical sector", format!("{} bytes", table.sector));
@@ -191,7 +192,7 @@ fn table(cx: &mut Context<'_>, meta: &metadata::Metadata, regions: &Regions, cre
         cx.could_not(format!("the block table: not known any more: {}; state it with --assume", gone.join(", ")));
         return None;
     };
-    Some(bat::Table::new(region, block, sector, size, meta.has_parent, regions.certain, creator))
+    Some(bat::Table::new(region, block, sector, size, meta, regions.certain, creator))
 }
 
 /// What lies at fixed places or where header and region tables say.

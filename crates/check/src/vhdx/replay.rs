@@ -110,6 +110,18 @@ impl Source for Replayed<'_> {
         self.len
     }
 
+    fn next_data(&self, at: u64) -> Option<Range<u64>> {
+        let image = self.image.next_data(at);
+        // What the log replaces, with zeroes too, counts as data.
+        let patch = (at < self.len).then(|| self.patches.overlapping(at..self.len).next()).flatten();
+        let patch = patch.map(|(over, _)| over.start.max(at)..over.end.min(self.len));
+        match (image, patch) {
+            (Some(image), Some(patch)) if patch.start < image.start => Some(patch),
+            (Some(image), _) => Some(image),
+            (None, patch) => patch,
+        }
+    }
+
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<usize> {
         let there = usize::try_from(self.len.saturating_sub(at)).unwrap_or(usize::MAX).min(buf.len());
         let Some(buf) = buf.get_mut(..there) else { return Ok(0) };
@@ -129,7 +141,7 @@ impl Source for Replayed<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 mod tests {
     use super::*;
     use crate::source::MemorySource;
