@@ -86,7 +86,7 @@ fn presets_and_letters_select_lines() {
 /// A check that can not go on, because nobody reads the 90 KiB and more it prints; and its first line.
 fn stuck(dir: &Path) -> (Child, BufReader<std::process::ChildStdout>, BufReader<std::process::ChildStderr>) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_blkproof"))
-        .args(["check", "-s", "-l", "0s", "a.qcow2"])
+        .args(["check", "-s", "-l", "0s", "a.qcow2", "b.qcow2"])
         .current_dir(dir)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -121,6 +121,9 @@ fn the_first_signal_ends_the_check_and_the_second_one_the_program() {
     let mut rest = String::new();
     out.read_to_string(&mut rest).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1));
+    line.clear();
+    err.read_line(&mut line).unwrap();
+    assert_eq!(line, "note: not checked any more: 'b.qcow2'\n");
     assert!(rest.ends_with("qcheck: Could not complete analysis, 0 problems found\n"), "{}", &rest[rest.len() - 200..]);
 
     let (mut child, _out, mut err) = stuck(dir);

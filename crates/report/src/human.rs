@@ -87,7 +87,10 @@ impl Page<'_> {
                     writeln!(out, "{} of the guest's disk lost, in {places}", text::size(lost.bytes))?;
                 }
             }
-            Verdict::Undecided => writeln!(out, "{}: too much could not be checked", style.bad("could not decide"))?,
+            Verdict::Undecided => {
+                let why = if report.stopped { "it was stopped" } else { "too much could not be checked" };
+                writeln!(out, "{}: {why}", style.bad("could not decide"))?;
+            }
             Verdict::Unsupported => {
                 let why = report.not_checked.first().map(|why| format!(": {}", text::safe(why))).unwrap_or_default();
                 writeln!(out, "{}{why}", style.fair("not checked"))?;

@@ -213,7 +213,10 @@ impl Run {
                     jobs.push_front(other);
                 }
             }
-            if self.stop.asked() {
+            if self.stop.asked() && !jobs.is_empty() {
+                let left: Vec<_> = jobs.iter().map(|job| format!("'{}'", job.path.display())).collect();
+                eprintln!("note: not checked any more: {}", left.join(", "));
+                worst = worse(worst, FAILED);
                 break;
             }
         }
