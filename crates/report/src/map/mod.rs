@@ -1,10 +1,10 @@
 //! The maps of a checked image as pictures: the image file by owner, the guest's disk by state, and where the findings lie.
 //!
 //! Three renderings of one model (`picture`):
-//! - [`html`]: one file that opens offline. Both maps lie on a Hilbert curve; a finding lights up its cells in both, a cell
+//! - [`html()`]: one file that opens offline. Both maps lie on a Hilbert curve; a finding lights up its cells in both, a cell
 //!   tells what it is and which findings touch it. Works by mouse and by keyboard, in light and in dark.
-//! - [`svg`]: the same to stand alone in a document: titles on the cells, legend, numbered findings.
-//! - [`term`]: letters in row order, for a terminal with or without colour.
+//! - [`svg()`]: the same to stand alone in a document: titles on the cells, legend, numbered findings.
+//! - [`term()`]: letters in row order, for a terminal with or without colour.
 //!
 //! What holds in all of them:
 //! - The figures of a legend sum to the length of what is mapped; what the check did not reach is a row of its own.
