@@ -242,6 +242,15 @@ const ROWS: &[Row] = &[
         qemu: Some(1),
     },
     Row {
+        name: "descriptor of 100 sectors",
+        base: Base::Sparse,
+        damage: |image| image.set64(36, 100),
+        codes: &["VMDK-DESCRIPTOR-AREA"],
+        verdict: Verdict::Healthy,
+        lost: &[],
+        qemu: Some(0),
+    },
+    Row {
         name: "no content id",
         base: Base::Sparse,
         damage: |image| image.replace("\nCID=", "\n#ID="),

@@ -249,7 +249,16 @@ fn front(cx: &mut Context<'_>, fields: &Hosted) -> (Vec<Claim>, Option<(Descript
     let start = fields.descriptor.saturating_mul(SECTOR);
     let len = fields.descriptor_len.saturating_mul(SECTOR);
     let file = cx.file_len();
-    let place = start..start.saturating_add(len).min(file.max(start));
+    let mut place = start..start.saturating_add(len).min(file.max(start));
+    // An area that reaches over the tables is a wrong length, and no reason to doubt the tables.
+    let behind = [fields.rgd, fields.gd, fields.overhead].into_iter().map(|sector| sector.saturating_mul(SECTOR));
+    if let Some(next) = behind.filter(|at| *at > start).min().filter(|next| *next < place.end) {
+        let words =
+            format!("the descriptor's area {start:#x}..{:#x} reaches over tables or grains at {next:#x}", place.end);
+        cx.find(Finding::new(codes::DESCRIPTOR_AREA, words).severity(Severity::Warning).host(36..44));
+        place.end = next;
+    }
+    let len = place.end.saturating_sub(start);
     let limit = len.min(descriptor::MAX);
     let bytes =
         if start < file { cx.read(start, usize::try_from(limit).unwrap_or(0), "the descriptor") } else { Vec::new() };
