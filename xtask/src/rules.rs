@@ -16,7 +16,7 @@ struct Ban {
 
 const BANS: &[Ban] = &[
     Ban {
-        crates: &["block", "formats", "verify", "nbd"],
+        crates: &["block", "formats", "verify", "nbd", "check", "report"],
         words: &[
             "Instant::now",
             "SystemTime",
@@ -36,19 +36,25 @@ const BANS: &[Ban] = &[
         why: "files belong to the `file` node and sockets to the command line",
     },
     Ban {
-        crates: &["block", "formats", "verify", "nbd"],
+        crates: &["block", "formats", "verify", "nbd", "check", "report"],
         words: &["println!", "eprintln!", "print!(", "process::exit"],
         except: &[],
         why: "a library neither prints nor exits",
     },
     Ban {
-        crates: &["block", "formats", "verify", "nbd"],
+        crates: &["block", "formats", "verify", "nbd", "check", "report"],
         words: &["HashMap", "HashSet"],
         except: &[],
         why: "iteration order must be the same in every run: BTreeMap",
     },
     Ban {
-        crates: &["block", "formats", "verify", "nbd", "cli"],
+        crates: &["check"],
+        words: &["std::fs", "OpenOptions", "File::create", "write_at(", "write_all(", "set_len("],
+        except: &["crates/check/src/source.rs", "crates/check/src/writer.rs"],
+        why: "a check reads, and only through its source",
+    },
+    Ban {
+        crates: &["block", "formats", "verify", "nbd", "check", "report", "cli"],
         words: &["todo!(", "unimplemented!(", "#[ignore"],
         except: &[],
         why: "nothing is left open in the code",

@@ -72,6 +72,7 @@ macro_rules! codes {
         $(
             $(#[$doc])*
             #[doc = $title]
+            #[allow(unreachable_pub, reason = "a format's codes are reached through the catalogue, the shared ones by name")]
             pub const $id: &crate::code::Code = &crate::code::Code {
                 name: $name,
                 severity: crate::code::Severity::$severity,
@@ -83,6 +84,7 @@ macro_rules! codes {
             };
         )*
         /// Every code of this format.
+        #[allow(unreachable_pub, reason = "as above")]
         pub const ALL: &[&crate::code::Code] = &[$($id),*];
     };
 }

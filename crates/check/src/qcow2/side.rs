@@ -1,7 +1,7 @@
 //! Everything about a qcow2 image that is not mapping or counting: header, extensions, snapshot table, bitmaps, encryption
 //! header, names of other files. Runs first; what it learns is what the mapping is read with.
 //!
-//! Order: header ([`header`](super::header)), extensions, feature bits, names of other files, encryption header, snapshot
+//! Order: header ([`super::header`]), extensions, feature bits, names of other files, encryption header, snapshot
 //! table, bitmaps; then the facts, in the order of the header's fields.
 
 use std::collections::BTreeMap;
