@@ -4,6 +4,7 @@
 //! and drift, so a ratio taken inside a round means more than two figures taken minutes apart. Medians are printed and
 //! written to `docs/benchmarks.md` with the commands.
 
+mod check;
 mod client;
 mod compare;
 mod fio;
@@ -74,6 +75,10 @@ const BENCHMARKS: &[(&str, Measure)] = &[
     ("blkverify-random-4k-light", |bench| bench.blkverify("blkverify, 4 KiB random reads, light client", light)),
     ("blkverify-random-4k-fio", |bench| bench.blkverify("blkverify, 4 KiB random reads, fio", fio::run)),
     ("compare-4g", compare::run),
+    ("check-1t-in-order", check::in_order),
+    ("check-1t-shuffled", check::shuffled),
+    ("check-100g-4k", check::small_clusters),
+    ("check-64t-empty", check::mostly_empty),
 ];
 
 /// Shape of the requests.

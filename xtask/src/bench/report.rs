@@ -14,6 +14,7 @@ pub(super) struct Table {
     title: String,
     unit: &'static str,
     rows: Vec<Row>,
+    notes: Vec<String>,
 }
 
 struct Row {
@@ -29,11 +30,16 @@ impl Table {
         contenders: impl Iterator<Item = (&'static str, String)>,
     ) -> Self {
         let rows = contenders.map(|(name, command)| Row { name, command, figures: Vec::new() }).collect();
-        Self { title: title.to_owned(), unit, rows }
+        Self { title: title.to_owned(), unit, rows, notes: Vec::new() }
     }
 
     pub(super) fn record(&mut self, place: usize, figure: f64) {
         self.rows[place].figures.push(figure);
+    }
+
+    /// Adds a sentence below the figures.
+    pub(super) fn note(&mut self, sentence: String) {
+        self.notes.push(sentence);
     }
 
     /// Median, over the rounds, of ours divided by theirs in the same round.
@@ -97,6 +103,9 @@ impl fmt::Display for Report {
                     median(row.figures.clone())
                 )?;
                 writeln!(f, "{:.2} times |", table.ratio(row))?;
+            }
+            if !table.notes.is_empty() {
+                writeln!(f, "\n{}", table.notes.join(" "))?;
             }
             writeln!(f, "\n```sh")?;
             for row in &table.rows {

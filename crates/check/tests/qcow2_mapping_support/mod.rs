@@ -37,6 +37,12 @@ impl Bench {
     /// `compress OPTIONS` (replaces the image by a compressed copy).
     pub fn image(&self, name: &str, steps: &[&str]) -> PathBuf {
         let path = self.path(name);
+        self.image_again(&path, steps);
+        path
+    }
+
+    /// More steps on an image.
+    pub fn image_again(&self, path: &Path, steps: &[&str]) {
         let file = path.to_str().unwrap();
         for step in steps {
             let (verb, rest) = step.split_once(' ').unwrap();
@@ -77,7 +83,7 @@ impl Bench {
                     let args =
                         [&["convert", "-q", "-c", "-f", "qcow2", "-O", "qcow2"], &words[..], &[file, to]].concat();
                     run("qemu-img", &args);
-                    std::fs::rename(to, &path).unwrap();
+                    std::fs::rename(to, path).unwrap();
                 }
                 "luks" => {
                     let secret = ["--object", "secret,id=s0,data=geheim", "-o"];
@@ -89,7 +95,6 @@ impl Bench {
                 _ => panic!("no such step: {step}"),
             }
         }
-        path
     }
 }
 
