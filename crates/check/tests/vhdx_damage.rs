@@ -238,6 +238,8 @@ const CASES: &[Case] = &[
         codes: &[("VHDX-BAT-ZEROED", CORRUPTION)], verdict: Verdict::Damaged, lost: &[0..2 * MIB], qemu: 0, differs: "zero is a legal entry" },
     Case { name: "a sector of the table zeroed", base: chunks, damage: |image| image.put(TABLE + 1536, &[0; 512]),
         codes: &[("VHDX-BAT-ZEROED", CORRUPTION), ("VHDX-BLOCK-ORPHAN", NOTE)], verdict: Verdict::Damaged, lost: &[192 * 16 * MIB..256 * 16 * MIB], qemu: 0, differs: "zero is a legal entry" },
+    Case { name: "a sector of the table zeroed that named no block", base: chunks, damage: |image| image.put(TABLE + 2560, &[0; 512]),
+        codes: &[("VHDX-BAT-ZEROED", WARNING)], verdict: Verdict::Healthy, lost: NONE, qemu: 0, differs: "" },
     Case { name: "shifted as QEMU before 8.0 did", base: chunks, damage: shift,
         codes: &[("VHDX-BAT-SHIFTED", CORRUPTION), ("VHDX-BITMAP-STATE", WARNING), ("VHDX-BLOCK-ORPHAN", NOTE)], verdict: Verdict::Damaged,
         lost: &[16 * MIB..511 * 16 * MIB], qemu: 0, differs: "QEMU does not look at sector bitmap entries" },

@@ -9,7 +9,7 @@ use super::replay::{Replayed, SECTOR_LEN};
 use super::{codes, header_parts, view_len};
 use crate::budget::Full;
 use crate::bytes::{is_zero, le_u64};
-use crate::code::Code;
+use crate::code::{Code, Severity};
 use crate::context::Context;
 use crate::finding::{Confidence, Finding};
 use crate::layout::Layout;
@@ -361,6 +361,7 @@ fn zeroed(cx: &mut Context<'_>, view: &Replayed<'_>, table: &Table) {
     if !sized || !(qemu || table.fixed && present) || cx.stopped() {
         return;
     }
+    let orphaned = cx.findings.errors_of(codes::BLOCK_ORPHAN) > 0;
     for gap in gaps {
         let blocks = table.block_from(gap.start)..table.block_from(gap.end).min(table.blocks());
         // The medium loses sectors; what is behind the last entry is zero anyway.
@@ -384,8 +385,13 @@ fn zeroed(cx: &mut Context<'_>, view: &Replayed<'_>, table: &Table) {
         );
         let count = blocks.end.saturating_sub(blocks.start);
         let finding = Finding::new(codes::BAT_ZEROED, words).host(table.place(gap)).guest(guest.clone()).count(count);
-        cx.find(finding.confidence(Confidence::Likely));
-        cx.lose(guest);
+        if table.fixed || orphaned {
+            cx.find(finding.confidence(Confidence::Likely));
+            cx.lose(guest);
+        } else {
+            // Nothing is missing: the entries named no block, or another program than QEMU made the disk larger.
+            cx.find(finding.confidence(Confidence::Possible).severity(Severity::Warning));
+        }
     }
 }
 

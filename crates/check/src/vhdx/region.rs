@@ -9,6 +9,7 @@ use super::replay::Replayed;
 use crate::bytes::{le_u32, le_u64};
 use crate::context::Context;
 use crate::finding::Finding;
+use crate::source::Source as _;
 
 /// Where the tables are.
 pub(super) const PLACES: [u64; 2] = [192 << 10, 256 << 10];
@@ -68,15 +69,15 @@ pub(super) fn regions(cx: &mut Context<'_>, view: &Replayed<'_>) -> Regions {
                 let words = "both region tables are intact and differ; the first one counts";
                 cx.find(Finding::new(codes::REGION_DIFFERS, words).host(place_1.clone()).host(place_2));
             }
-            entries(cx, first, &place_1)
+            entries(cx, view, first, &place_1)
         }
         (Ok(()), Err(why)) => {
             copy_bad(cx, &place_2, why, &place_1);
-            entries(cx, first, &place_1)
+            entries(cx, view, first, &place_1)
         }
         (Err(why), Ok(())) => {
             copy_bad(cx, &place_1, why, &place_2);
-            entries(cx, second, &place_2)
+            entries(cx, view, second, &place_2)
         }
         (Err(why_1), Err(why_2)) => {
             let words = format!("region table 1 at {:#x}: {why_1}; 2 at {:#x}: {why_2}", place_1.start, place_2.start);
@@ -91,7 +92,8 @@ fn copy_bad(cx: &mut Context<'_>, bad: &Range<u64>, why: &str, good: &Range<u64>
     cx.find(Finding::new(codes::REGION_COPY, words).host(bad.clone()));
 }
 
-fn entries(cx: &mut Context<'_>, bytes: &[u8], place: &Range<u64>) -> Regions {
+fn entries(cx: &mut Context<'_>, view: &Replayed<'_>, bytes: &[u8], place: &Range<u64>) -> Regions {
+    let len = view.len();
     let mut regions = Regions { certain: true, ..Regions::default() };
     let count = usize::try_from(le_u32(bytes, 8)).unwrap_or(0);
     for (index, entry) in bytes.get(16..).unwrap_or_default().chunks_exact(32).take(count).enumerate() {
@@ -102,12 +104,10 @@ fn entries(cx: &mut Context<'_>, bytes: &[u8], place: &Range<u64>) -> Regions {
             METADATA => "metadata".to_owned(),
             _ => guid_text(id),
         };
-        if range.start < HEADERS_END || range.is_empty() || !place_right(&range) || range.end > cx.file_len() {
+        if range.start < HEADERS_END || range.is_empty() || !place_right(&range) || range.end > len {
             let words = format!(
                 "region {index} ({name}) is {:#x}..{:#x} in a file of {:#x} bytes",
-                range.start,
-                range.end,
-                cx.file_len()
+                range.start, range.end, len
             );
             cx.find(Finding::new(codes::REGION_PLACE, words).host(place.clone()));
         }
