@@ -1,7 +1,7 @@
 //! How often each host cluster is referred to, in bounded memory.
 //!
 //! One bit says "referred to"; a page of counters exists only where something was referred to more than once. Pages come
-//! into being when first touched, and are paid for out of the [`Budget`]. Where that ends, the work is done window by window
+//! into being when first touched, and are paid for out of the [`Budget`]; a page that one run covers needs no bits at all. Where that ends, the work is done window by window
 //! of the file ([`in_windows`]): more passes, never more memory.
 //!
 //! Adding takes `&self`: threads share one tally. The sums do not depend on their order.
@@ -13,23 +13,42 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::budget::{Budget, Full};
 
-/// Clusters in a page.
+/// Windows are made of so many clusters.
 pub(crate) const PAGE: u64 = 1 << 15;
-const WORDS: usize = (PAGE / 64) as usize;
-const BITS_BYTES: u64 = PAGE / 8;
+/// Clusters in a page of a tally.
+const LEAF: u64 = 1 << 12;
+const WORDS: usize = (LEAF / 64) as usize;
+const BITS_BYTES: u64 = LEAF / 8;
 
 /// References beyond the first, up to 254; 255 means "see `many`".
 type Extra = Box<[AtomicU8]>;
 
 struct Page {
-    bits: Box<[AtomicU64]>,
+    /// `None` if a single run referred to all of it before anybody else came: every bit is set, then and for ever.
+    bits: Option<Box<[AtomicU64]>>,
     extra: OnceLock<Extra>,
+}
+
+impl Page {
+    fn word(&self, at: u64) -> u64 {
+        let Some(bits) = &self.bits else { return u64::MAX };
+        bits.get(usize::try_from(at / 64).unwrap_or(0)).map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
+    /// Sets bits of one word; what it was before.
+    fn set(&self, at: u64, mask: u64) -> u64 {
+        let Some(bits) = &self.bits else { return u64::MAX };
+        let Some(word) = bits.get(usize::try_from(at / 64).unwrap_or(0)) else { return 0 };
+        // Looked at first: an atomic write to bits that are set already would cost as much as one that sets them.
+        let before = word.load(Ordering::Relaxed);
+        if before & mask == mask { before } else { word.fetch_or(mask, Ordering::Relaxed) }
+    }
 }
 
 /// References per host cluster, within a window of clusters.
 pub(crate) struct Tally<'b> {
     window: Range<u64>,
-    pages: Vec<OnceLock<Page>>,
+    pages: Vec<OnceLock<Box<Page>>>,
     /// References beyond the first, of clusters that have more than a byte can count.
     many: Mutex<BTreeMap<u64, u64>>,
     budget: &'b Budget,
@@ -39,8 +58,8 @@ pub(crate) struct Tally<'b> {
 impl<'b> Tally<'b> {
     /// Nothing is referred to yet. The index of pages is paid for at once.
     pub(crate) fn new(window: Range<u64>, budget: &'b Budget) -> Result<Self, Full> {
-        let pages = window.end.saturating_sub(window.start).div_ceil(PAGE);
-        let bytes = pages.saturating_mul(size_of::<OnceLock<Page>>() as u64);
+        let pages = window.end.saturating_sub(window.start).div_ceil(LEAF);
+        let bytes = pages.saturating_mul(size_of::<OnceLock<Box<Page>>>() as u64);
         budget.take(bytes)?;
         let pages = usize::try_from(pages).map_err(|_| Full)?;
         Ok(Self {
@@ -65,9 +84,7 @@ impl<'b> Tally<'b> {
         let at = cluster.saturating_sub(self.window.start);
         let page = self.page(at)?;
         let mask = 1u64 << (at % 64);
-        let word = page.bits.get(usize::try_from(at % PAGE / 64).unwrap_or(0)).ok_or(Full)?;
-        // Looked at first: an atomic write to a bit that is set already would cost as much as one that sets it.
-        let before = word.load(Ordering::Relaxed) & mask != 0 || word.fetch_or(mask, Ordering::Relaxed) & mask != 0;
+        let before = page.set(at % LEAF, mask) & mask != 0;
         let more = if before { times } else { times.saturating_sub(1) };
         if more > 0 {
             self.add_extra(page, cluster, more)?;
@@ -82,12 +99,16 @@ impl<'b> Tally<'b> {
         let mut before = false;
         while cluster < end {
             let at = cluster.saturating_sub(self.window.start);
+            let leaf_end = cluster.saturating_add(LEAF).min(self.window.end);
+            if at % LEAF == 0 && end >= leaf_end && self.whole_page(at)? {
+                cluster = leaf_end;
+                continue;
+            }
             let page = self.page(at)?;
             let bit = at % 64;
             let here = end.saturating_sub(cluster).min(64u64.saturating_sub(bit));
             let mask = u64::MAX.checked_shr(u32::try_from(64u64.saturating_sub(here)).unwrap_or(0)).unwrap_or(0) << bit;
-            let word = page.bits.get(usize::try_from(at % PAGE / 64).unwrap_or(0)).ok_or(Full)?;
-            let mut twice = word.fetch_or(mask, Ordering::Relaxed) & mask;
+            let mut twice = page.set(at % LEAF, mask) & mask;
             before |= twice != 0;
             while twice != 0 {
                 let of = u64::from(twice.trailing_zeros());
@@ -105,13 +126,12 @@ impl<'b> Tally<'b> {
             return 0;
         }
         let at = cluster.saturating_sub(self.window.start);
-        let slot = usize::try_from(at / PAGE).ok().and_then(|index| self.pages.get(index));
+        let slot = usize::try_from(at / LEAF).ok().and_then(|index| self.pages.get(index));
         let Some(page) = slot.and_then(OnceLock::get) else { return 0 };
-        let word = page.bits.get(usize::try_from(at % PAGE / 64).unwrap_or(0));
-        if word.is_none_or(|word| word.load(Ordering::Relaxed) >> (at % 64) & 1 == 0) {
+        if page.word(at % LEAF) >> (at % 64) & 1 == 0 {
             return 0;
         }
-        let extra = page.extra.get().and_then(|extra| extra.get(usize::try_from(at % PAGE).unwrap_or(0)));
+        let extra = page.extra.get().and_then(|extra| extra.get(usize::try_from(at % LEAF).unwrap_or(0)));
         match extra.map_or(0, |extra| extra.load(Ordering::Relaxed)) {
             u8::MAX => self.lock_many().get(&cluster).copied().unwrap_or(0).saturating_add(1),
             more => u64::from(more).saturating_add(1),
@@ -130,8 +150,8 @@ impl<'b> Tally<'b> {
             }
         };
         for (index, slot) in self.pages.iter().enumerate() {
-            let start = self.window.start.saturating_add((index as u64).saturating_mul(PAGE));
-            let end = start.saturating_add(PAGE).min(self.window.end);
+            let start = self.window.start.saturating_add((index as u64).saturating_mul(LEAF));
+            let end = start.saturating_add(LEAF).min(self.window.end);
             let Some(page) = slot.get() else {
                 add(start..end, 0);
                 continue;
@@ -139,8 +159,7 @@ impl<'b> Tally<'b> {
             let mut cluster = start;
             while cluster < end {
                 let at = cluster.saturating_sub(start);
-                let word = page.bits.get(usize::try_from(at / 64).unwrap_or(0));
-                let word = word.map_or(0, |word| word.load(Ordering::Relaxed)) >> (at % 64);
+                let word = page.word(at) >> (at % 64);
                 let here = 64u64.saturating_sub(at % 64).min(end.saturating_sub(cluster));
                 if page.extra.get().is_some() && word & 1 == 1 {
                     add(cluster..cluster.saturating_add(1), self.count(cluster));
@@ -161,15 +180,12 @@ impl<'b> Tally<'b> {
     /// References to a cluster, and where the stretch of clusters with as many ends (at the end of its page at the latest).
     pub(crate) fn run_at(&self, cluster: u64) -> (u64, u64) {
         let at = cluster.saturating_sub(self.window.start);
-        let start = cluster.saturating_sub(at % PAGE);
-        let end = start.saturating_add(PAGE).min(self.window.end);
-        let slot = usize::try_from(at / PAGE).ok().and_then(|index| self.pages.get(index));
+        let start = cluster.saturating_sub(at % LEAF);
+        let end = start.saturating_add(LEAF).min(self.window.end);
+        let slot = usize::try_from(at / LEAF).ok().and_then(|index| self.pages.get(index));
         let Some(page) = slot.and_then(OnceLock::get) else { return (0, end) };
-        let word_at = |bit: u64| {
-            let word = page.bits.get(usize::try_from(bit / 64).unwrap_or(0));
-            word.map_or(0, |word| word.load(Ordering::Relaxed))
-        };
-        let bit = at % PAGE;
+        let word_at = |bit: u64| page.word(bit);
+        let bit = at % LEAF;
         let set = word_at(bit) >> (bit % 64) & 1 == 1;
         if set && page.extra.get().is_some() {
             let count = self.count(cluster);
@@ -183,7 +199,7 @@ impl<'b> Tally<'b> {
         let turned = |bit: u64| if set { word_at(bit) } else { !word_at(bit) };
         let first = (!(turned(bit) >> (bit % 64))).trailing_zeros();
         let mut to = bit.saturating_add(u64::from(first).min(64u64.saturating_sub(bit % 64)));
-        while to % 64 == 0 && to < PAGE {
+        while to % 64 == 0 && to < LEAF {
             let ones = u64::from(turned(to).trailing_ones());
             to = to.saturating_add(ones);
             if ones < 64 {
@@ -193,8 +209,19 @@ impl<'b> Tally<'b> {
         (u64::from(set), start.saturating_add(to).min(end))
     }
 
+    /// A run refers to every cluster of the page that begins here: whether it is the first to come.
+    fn whole_page(&self, at: u64) -> Result<bool, Full> {
+        let slot = usize::try_from(at / LEAF).ok().and_then(|index| self.pages.get(index)).ok_or(Full)?;
+        let mut ours = false;
+        slot.get_or_init(|| {
+            ours = true;
+            Box::new(Page { bits: None, extra: OnceLock::new() })
+        });
+        Ok(ours)
+    }
+
     fn page(&self, at: u64) -> Result<&Page, Full> {
-        let slot = usize::try_from(at / PAGE).ok().and_then(|index| self.pages.get(index)).ok_or(Full)?;
+        let slot = usize::try_from(at / LEAF).ok().and_then(|index| self.pages.get(index)).ok_or(Full)?;
         if let Some(page) = slot.get() {
             return Ok(page);
         }
@@ -202,7 +229,8 @@ impl<'b> Tally<'b> {
         let mut ours = false;
         let page = slot.get_or_init(|| {
             ours = true;
-            Page { bits: std::iter::repeat_with(AtomicU64::default).take(WORDS).collect(), extra: OnceLock::new() }
+            let bits = std::iter::repeat_with(AtomicU64::default).take(WORDS).collect();
+            Box::new(Page { bits: Some(bits), extra: OnceLock::new() })
         });
         if !ours {
             self.give(BITS_BYTES);
@@ -213,17 +241,17 @@ impl<'b> Tally<'b> {
     #[cold]
     fn add_extra(&self, page: &Page, cluster: u64, more: u64) -> Result<(), Full> {
         if page.extra.get().is_none() {
-            self.take(PAGE)?;
+            self.take(LEAF)?;
             let mut ours = false;
             page.extra.get_or_init(|| {
                 ours = true;
-                std::iter::repeat_with(AtomicU8::default).take(PAGE as usize).collect()
+                std::iter::repeat_with(AtomicU8::default).take(usize::try_from(LEAF).unwrap_or(0)).collect()
             });
             if !ours {
-                self.give(PAGE);
+                self.give(LEAF);
             }
         }
-        let at = cluster.saturating_sub(self.window.start) % PAGE;
+        let at = cluster.saturating_sub(self.window.start) % LEAF;
         let slot = page.extra.get().and_then(|extra| extra.get(usize::try_from(at).unwrap_or(0))).ok_or(Full)?;
         let counted = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
             u8::try_from(u64::from(now).saturating_add(more)).ok().filter(|sum| *sum < u8::MAX)
@@ -308,9 +336,11 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) % below
         };
-        for _ in 0..4000 {
+        for round in 0..4000 {
+            // Long runs come first, when pages are still untouched.
+            let long = round < 4;
             let first = next(window.end + 50);
-            if next(2) == 0 {
+            if !long && next(2) == 0 {
                 let times = if next(20) == 0 { 300 } else { next(3) };
                 let before = tally.add(first, times).unwrap();
                 if window.contains(&first) && times > 0 {
@@ -318,7 +348,7 @@ mod tests {
                     model[first as usize] += times;
                 }
             } else {
-                let count = next(200);
+                let count = if long || next(500) == 0 { next(4 * LEAF) } else { next(200) };
                 let mut had = false;
                 for cluster in (first..first + count).filter(|cluster| window.contains(cluster)) {
                     had |= model[cluster as usize] > 0;
@@ -352,7 +382,7 @@ mod tests {
 
     #[test]
     fn too_little_memory_means_more_windows() {
-        let budget = Budget::new(3 * BITS_BYTES);
+        let budget = Budget::new(3 * PAGE / 8);
         let mut windows = Vec::new();
         in_windows(8 * PAGE, |window| {
             let tally = Tally::new(window.clone(), &budget)?;
