@@ -1,6 +1,7 @@
 //! One check from start to end: recognise, analyse, notice a live image, conclude.
 
 use crate::budget::Budget;
+use crate::bytes::printable;
 use crate::code::general;
 use crate::context::Context;
 use crate::finding::Finding;
@@ -8,7 +9,7 @@ use crate::probe::{Format, Probe, probe};
 use crate::report::{Report, Verdict};
 use crate::source::Source;
 use crate::watch::Watch;
-use crate::{Options, parallels, qcow2, qed, vdi, verdict, vhd, vhdx, vmdk};
+use crate::{Assume, Options, parallels, qcow2, qed, vdi, verdict, vhd, vhdx, vmdk};
 
 /// Checks one image. Nothing about the image makes this fail: whatever is wrong is in the report.
 pub fn check(image: &dyn Source, options: &Options, watch: &dyn Watch) -> Report {
@@ -44,12 +45,41 @@ pub fn check(image: &dyn Source, options: &Options, watch: &dyn Watch) -> Report
         }
     }
 
+    tell_assumed(&mut cx, format);
+    apply_policy(&mut cx, format);
+
     let stopped = watch.stop();
     if stopped {
         cx.could_not("the check was stopped before its end");
     }
     let live = notice_live(&mut cx, before);
     conclude(cx, format, probed, stopped, live)
+}
+
+/// What the user supplied was believed. qcow2 weighs each value against the header by itself.
+fn tell_assumed(cx: &mut Context<'_>, format: Option<Format>) {
+    let Some(format) = format.filter(|format| *format != Format::Qcow2) else { return };
+    let known = Assume::known(format);
+    let names: Vec<&str> = cx.options.assume.names().filter(|name| known.contains(name)).collect();
+    if !names.is_empty() {
+        cx.not_checked(format!("whether what was assumed is true: {}", names.join(", ")));
+    }
+}
+
+/// Of an image of unknown origin every name of another file is told. qcow2 and VMDK look closer at their names themselves.
+fn apply_policy(cx: &mut Context<'_>, format: Option<Format>) {
+    if !cx.options.untrusted || matches!(format, Some(Format::Qcow2 | Format::Vmdk)) {
+        return;
+    }
+    let found: Vec<Finding> = cx
+        .references
+        .iter()
+        .map(|other| {
+            let words = format!("names its {}: '{}'", other.role, printable(other.name.as_bytes(), 1024));
+            Finding::new(general::POLICY_REFERENCE, words)
+        })
+        .collect();
+    found.into_iter().for_each(|finding| cx.find(finding));
 }
 
 /// A guest that owns a raw disk may write an image header into it.

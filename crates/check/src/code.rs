@@ -133,6 +133,12 @@ pub mod general {
             cause: "a running virtual machine",
             next: "stop the writer, or check a snapshot of the image",
             spec: "none: a lock is held on the file";
+        POLICY_REFERENCE = "IMAGE-POLICY-REFERENCE", Warning,
+            title: "an image of unknown origin names another file",
+            why: "a program that opens it reads, or writes, whatever file of the host stands behind that name (CVE-2024-32498, CVE-2014-0134)",
+            cause: "an overlay that was handed over without its parent, or an attempt to read the host's files",
+            next: "do not attach it; ask for an image without a parent, or flatten it where the parent is known",
+            spec: "none: security practice";
         LOOKS_LIKE = "RAW-LOOKS-LIKE-IMAGE", Warning,
             title: "a disk stated to be raw begins with the magic of an image format",
             why: "a guest can write that itself; a host that guesses the format then opens whatever the guest names (CVE-2026-27211, CVE-2008-2004)",

@@ -47,7 +47,13 @@ impl Assume {
     pub fn known(format: Format) -> &'static [&'static str] {
         match format {
             Format::Qcow2 => crate::qcow2::ASSUMABLE,
-            _ => &[],
+            Format::Vdi => &["block_size", "blocks", "data_offset", "map_offset", "size"],
+            Format::Vmdk => &["capacity", "gd", "grain", "gtes", "rgd"],
+            Format::Vhd => &["block_size", "entries", "size", "table_offset"],
+            Format::Vhdx => &["block_size", "metadata_offset", "sector_size", "size", "table_length", "table_offset"],
+            Format::Parallels => &["data_off", "entries", "size", "tracks"],
+            Format::Qed => &["cluster_size", "header_size", "l1_offset", "size", "table_size"],
+            Format::Raw => &[],
         }
     }
 
