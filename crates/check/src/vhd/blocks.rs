@@ -17,6 +17,9 @@ const CHUNK: usize = 1 << 20;
 /// A window of this many sectors is not divided any further.
 const WINDOW_MIN: u64 = 1 << 15;
 
+/// Sector bitmaps are listed as metadata of their own up to that many blocks: memory is not asked for a million of them.
+const BITMAPS_LISTED: u64 = 1 << 16;
+
 /// The block table, with everything that gives its entries a meaning.
 pub(super) struct Table {
     pub(super) at: u64,
@@ -275,7 +278,12 @@ fn add_data(cx: &mut Context<'_>, guest: Range<u64>, lost: &[Range<u64>]) {
 fn place(cx: &mut Context<'_>, table: &Table, end: Option<&Range<u64>>, fixed: &[Claim]) {
     let len = cx.file_len();
     let budget = cx.budget;
-    cx.map_host(table.block, Vec::new());
+    let mut claims: Vec<_> = fixed.iter().filter(|claim| claim.start < len).copied().collect();
+    claims.sort_unstable();
+    cx.map_host(table.block, claims);
+    if table.entries > BITMAPS_LISTED {
+        cx.not_checked("sector bitmaps are counted in the map, but too many to be listed one by one");
+    }
     let tail = end.map_or(len, |range| range.start);
     let flawed = table.flawed(cx);
     let done = in_windows(len.div_ceil(512), |window| {
@@ -297,6 +305,9 @@ fn place(cx: &mut Context<'_>, table: &Table, end: Option<&Range<u64>>, fixed: &
         sweep(cx, table, &window, &mut layout, Rest { whole, flawed, tail });
         Ok(())
     });
+    if let Some(map) = &mut cx.host {
+        map.claims.sort_unstable();
+    }
     if done.is_err() {
         cx.could_not("who lies where in the file: not enough memory; allow more with --memory");
     }
@@ -401,9 +412,11 @@ fn sweep(cx: &mut Context<'_>, table: &Table, window: &Range<u64>, layout: &mut 
     if more > 0 {
         cx.find(Finding::new(codes::BAT_OVERLAP, format!("{more} more overlaps in {window:x?}")).count(more));
     }
-    let claims = layout.metadata();
-    if let Some(map) = &mut cx.host {
-        map.claims.extend(claims.into_iter().filter(|claim| window.contains(&claim.start)));
+    if let Some(map) = &mut cx.host
+        && table.entries <= BITMAPS_LISTED
+    {
+        let bitmaps = layout.metadata().into_iter().filter(|claim| claim.class == Class::BitmapData);
+        map.claims.extend(bitmaps.filter(|claim| window.contains(&claim.start)));
     }
 }
 
