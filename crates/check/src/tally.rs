@@ -17,27 +17,31 @@ use crate::budget::{Budget, Full};
 pub(crate) const PAGE: u64 = 1 << 15;
 /// Clusters in a page of a tally.
 const LEAF: u64 = 1 << 12;
-const WORDS: usize = (LEAF / 64) as usize;
+const CELLS: usize = 1 << 12;
+const WORDS: usize = CELLS / 64;
 const BITS_BYTES: u64 = LEAF / 8;
 
 /// References beyond the first, up to 254; 255 means "see `many`".
-type Extra = Box<[AtomicU8]>;
+type Extra = Box<[AtomicU8; CELLS]>;
 
+#[derive(Default)]
 struct Page {
+    /// Not there until somebody comes.
     /// `None` if a single run referred to all of it before anybody else came: every bit is set, then and for ever.
-    bits: Option<Box<[AtomicU64]>>,
+    bits: OnceLock<Option<Box<[AtomicU64; WORDS]>>>,
     extra: OnceLock<Extra>,
 }
 
 impl Page {
     fn word(&self, at: u64) -> u64 {
-        let Some(bits) = &self.bits else { return u64::MAX };
+        let Some(bits) = self.bits.get() else { return 0 };
+        let Some(bits) = bits else { return u64::MAX };
         bits.get(usize::try_from(at / 64).unwrap_or(0)).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// Sets bits of one word; what it was before.
     fn set(&self, at: u64, mask: u64) -> u64 {
-        let Some(bits) = &self.bits else { return u64::MAX };
+        let Some(Some(bits)) = self.bits.get() else { return u64::MAX };
         let Some(word) = bits.get(usize::try_from(at / 64).unwrap_or(0)) else { return 0 };
         // Looked at first: an atomic write to bits that are set already would cost as much as one that sets them.
         let before = word.load(Ordering::Relaxed);
@@ -48,7 +52,7 @@ impl Page {
 /// References per host cluster, within a window of clusters.
 pub(crate) struct Tally<'b> {
     window: Range<u64>,
-    pages: Vec<OnceLock<Box<Page>>>,
+    pages: Vec<Page>,
     /// References beyond the first, of clusters that have more than a byte can count.
     many: Mutex<BTreeMap<u64, u64>>,
     budget: &'b Budget,
@@ -59,12 +63,12 @@ impl<'b> Tally<'b> {
     /// Nothing is referred to yet. The index of pages is paid for at once.
     pub(crate) fn new(window: Range<u64>, budget: &'b Budget) -> Result<Self, Full> {
         let pages = window.end.saturating_sub(window.start).div_ceil(LEAF);
-        let bytes = pages.saturating_mul(size_of::<OnceLock<Box<Page>>>() as u64);
+        let bytes = pages.saturating_mul(size_of::<Page>() as u64);
         budget.take(bytes)?;
         let pages = usize::try_from(pages).map_err(|_| Full)?;
         Ok(Self {
             window,
-            pages: std::iter::repeat_with(OnceLock::new).take(pages).collect(),
+            pages: std::iter::repeat_with(Page::default).take(pages).collect(),
             many: Mutex::default(),
             budget,
             taken: AtomicU64::new(bytes),
@@ -94,13 +98,16 @@ impl<'b> Tally<'b> {
 
     /// Counts one reference to each of `count` clusters; whether any had one before.
     pub(crate) fn add_run(&self, first: u64, count: u64) -> Result<bool, Full> {
+        if count == 1 {
+            return self.add(first, 1);
+        }
         let end = first.saturating_add(count).min(self.window.end);
         let mut cluster = first.max(self.window.start);
         let mut before = false;
         while cluster < end {
             let at = cluster.saturating_sub(self.window.start);
             let leaf_end = cluster.saturating_add(LEAF).min(self.window.end);
-            if at % LEAF == 0 && end >= leaf_end && self.whole_page(at)? {
+            if at.is_multiple_of(LEAF) && end >= leaf_end && self.whole_page(at)? {
                 cluster = leaf_end;
                 continue;
             }
@@ -127,7 +134,7 @@ impl<'b> Tally<'b> {
         }
         let at = cluster.saturating_sub(self.window.start);
         let slot = usize::try_from(at / LEAF).ok().and_then(|index| self.pages.get(index));
-        let Some(page) = slot.and_then(OnceLock::get) else { return 0 };
+        let Some(page) = slot.filter(|page| page.bits.get().is_some()) else { return 0 };
         if page.word(at % LEAF) >> (at % 64) & 1 == 0 {
             return 0;
         }
@@ -152,7 +159,7 @@ impl<'b> Tally<'b> {
         for (index, slot) in self.pages.iter().enumerate() {
             let start = self.window.start.saturating_add((index as u64).saturating_mul(LEAF));
             let end = start.saturating_add(LEAF).min(self.window.end);
-            let Some(page) = slot.get() else {
+            let Some(page) = Some(slot).filter(|page| page.bits.get().is_some()) else {
                 add(start..end, 0);
                 continue;
             };
@@ -183,7 +190,7 @@ impl<'b> Tally<'b> {
         let start = cluster.saturating_sub(at % LEAF);
         let end = start.saturating_add(LEAF).min(self.window.end);
         let slot = usize::try_from(at / LEAF).ok().and_then(|index| self.pages.get(index));
-        let Some(page) = slot.and_then(OnceLock::get) else { return (0, end) };
+        let Some(page) = slot.filter(|page| page.bits.get().is_some()) else { return (0, end) };
         let word_at = |bit: u64| page.word(bit);
         let bit = at % LEAF;
         let set = word_at(bit) >> (bit % 64) & 1 == 1;
@@ -213,29 +220,28 @@ impl<'b> Tally<'b> {
     fn whole_page(&self, at: u64) -> Result<bool, Full> {
         let slot = usize::try_from(at / LEAF).ok().and_then(|index| self.pages.get(index)).ok_or(Full)?;
         let mut ours = false;
-        slot.get_or_init(|| {
+        slot.bits.get_or_init(|| {
             ours = true;
-            Box::new(Page { bits: None, extra: OnceLock::new() })
+            None
         });
         Ok(ours)
     }
 
     fn page(&self, at: u64) -> Result<&Page, Full> {
         let slot = usize::try_from(at / LEAF).ok().and_then(|index| self.pages.get(index)).ok_or(Full)?;
-        if let Some(page) = slot.get() {
-            return Ok(page);
+        if slot.bits.get().is_some() {
+            return Ok(slot);
         }
         self.take(BITS_BYTES)?;
         let mut ours = false;
-        let page = slot.get_or_init(|| {
+        slot.bits.get_or_init(|| {
             ours = true;
-            let bits = std::iter::repeat_with(AtomicU64::default).take(WORDS).collect();
-            Box::new(Page { bits: Some(bits), extra: OnceLock::new() })
+            Some(Box::new(std::array::from_fn(|_| AtomicU64::default())))
         });
         if !ours {
             self.give(BITS_BYTES);
         }
-        Ok(page)
+        Ok(slot)
     }
 
     #[cold]
@@ -245,7 +251,7 @@ impl<'b> Tally<'b> {
             let mut ours = false;
             page.extra.get_or_init(|| {
                 ours = true;
-                std::iter::repeat_with(AtomicU8::default).take(usize::try_from(LEAF).unwrap_or(0)).collect()
+                Box::new(std::array::from_fn(|_| AtomicU8::default()))
             });
             if !ours {
                 self.give(LEAF);
