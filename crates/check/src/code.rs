@@ -92,10 +92,11 @@ pub(crate) use codes;
 
 /// Every code there is, format by format.
 pub fn all() -> impl Iterator<Item = &'static Code> {
-    let formats: [&[&Code]; 9] = [
+    let formats: [&[&Code]; 10] = [
         general::ALL,
         crate::qcow2::codes::structure::ALL,
         crate::qcow2::codes::mapping::ALL,
+        crate::qcow2::codes::recover::ALL,
         crate::vdi::codes::ALL,
         crate::vmdk::codes::ALL,
         crate::vhd::codes::ALL,

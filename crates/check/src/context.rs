@@ -11,6 +11,7 @@ use crate::finding::{Finding, Findings};
 use crate::map::{Claim, Class, Grid, GuestMap, GuestState, HostMap};
 use crate::report::{Cause, Lost, Numbers, Reference};
 use crate::source::Source;
+use crate::vacant::Vacant;
 use crate::watch::{Event, Progress, Wants, Watch};
 
 /// Lost ranges kept apart; more are only summed up.
@@ -30,6 +31,8 @@ pub(crate) struct Context<'a> {
     pub(crate) numbers: Numbers,
     pub(crate) host: Option<HostMap>,
     pub(crate) guest: Option<GuestMap>,
+    /// Stretches of the file nothing refers to, out of what was added to its map.
+    pub(crate) vacant: Vacant,
     /// Whether the verdict may be "healthy": nothing essential was left out.
     pub(crate) complete: bool,
     lost: RangeSet<u64>,
@@ -52,6 +55,7 @@ impl<'a> Context<'a> {
             numbers: Numbers::default(),
             host: None,
             guest: None,
+            vacant: Vacant::default(),
             complete: true,
             lost: RangeSet::new(),
             lost_left_out: (0, 0),
@@ -177,6 +181,7 @@ impl<'a> Context<'a> {
         if range.is_empty() {
             return;
         }
+        self.vacant.note(&range, class, self.options.memory, self.budget);
         if let Some(bytes) = map.totals.get_mut(class as usize) {
             *bytes = bytes.saturating_add(range.end.saturating_sub(range.start));
         }

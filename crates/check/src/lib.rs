@@ -42,7 +42,9 @@ mod fold;
 mod layout;
 mod options;
 mod probe;
+mod shape;
 mod tally;
+mod vacant;
 mod verdict;
 mod writer;
 

@@ -10,8 +10,12 @@
 //!    clusters ([`found`]): metadata, then every L2 table once ([`l1`] lists them, [`scan`] reads them, [`mapping`] judges
 //!    their entries); then both are compared, and of what differs the [`owners`] are named.
 //! 3. [`streams`]: compressed clusters are inflated, if that was asked for.
+//! 4. [`causes`], of damaged images: what lies in the tables now ([`survey`], [`shape`]), which lost tables are still in the file
+//!    ([`orphans`]), what a dead header said ([`assume`]); findings are folded into what happened.
 
+mod assume;
 mod bitmaps;
+mod causes;
 pub(crate) mod codes;
 mod compressed;
 mod dump;
@@ -26,16 +30,19 @@ mod l1;
 mod l2;
 mod mapping;
 mod marks;
+mod orphans;
 mod owners;
 mod reader;
 mod refcount;
 mod references;
 mod scan;
 mod scope;
+mod shape;
 pub(crate) mod side;
 mod snapshots;
 mod stored;
 mod streams;
+mod survey;
 mod window;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -63,6 +70,7 @@ pub(crate) fn analyse(cx: &mut Context<'_>) {
             cx.add_host(0..len, Class::Unknown);
         }
     }
+    causes::explain(cx, &side);
     dump::dump(cx, &side);
 }
 
