@@ -87,12 +87,21 @@ fn has_lost_tables(cx: &Context<'_>, geometry: &Geometry, survey: &Survey) -> bo
 /// What the survey found that the entries alone do not show.
 fn tell_survey(cx: &mut Context<'_>, geometry: &Geometry, survey: &Survey) {
     for zeroed in survey.zeroed.iter().take(TOLD_MAX) {
-        let count = zeroed.entries.end.saturating_sub(zeroed.entries.start);
-        let words = format!(
-            "L2 entries {}..{} of the table at {:#x} (l1[{}]) are zero, and the clusters that belong there, {:#x}..{:#x}, are \
-             counted as in use by nobody",
-            zeroed.entries.start, zeroed.entries.end, zeroed.table, zeroed.l1_index, zeroed.data.start, zeroed.data.end
-        );
+        let count = zeroed.count;
+        let all = zeroed.entries.end.saturating_sub(zeroed.entries.start);
+        let which = if count < all {
+            format!(
+                "all entries of the L2 table at {:#x} (l1[{}]) are zero, and {count} clusters",
+                zeroed.table, zeroed.l1_index
+            )
+        } else {
+            format!(
+                "L2 entries {}..{} of the table at {:#x} (l1[{}]) are zero, and the clusters",
+                zeroed.entries.start, zeroed.entries.end, zeroed.table, zeroed.l1_index
+            )
+        };
+        let (start, end) = (zeroed.data.start, zeroed.data.end);
+        let words = format!("{which} that belong there, {start:#x}..{end:#x}, are counted as in use by nobody");
         cx.find(
             Finding::new(recover::L2_ZEROED, words)
                 .host(zeroed.host.clone())
@@ -103,8 +112,7 @@ fn tell_survey(cx: &mut Context<'_>, geometry: &Geometry, survey: &Survey) {
         );
     }
     if let Some(more) = survey.zeroed.get(TOLD_MAX..).filter(|more| !more.is_empty()) {
-        let count =
-            more.iter().fold(0u64, |all, one| all.saturating_add(one.entries.end.saturating_sub(one.entries.start)));
+        let count = more.iter().fold(0u64, |all, one| all.saturating_add(one.count));
         let words =
             format!("{count} more L2 entries in {} places are zero, with clusters that belong there", more.len());
         cx.find(Finding::new(recover::L2_ZEROED, words).count(count).confidence(Confidence::Likely));
@@ -452,11 +460,7 @@ impl<'c> Case<'c> {
             });
             let hosts = join_all(self.survey.zeroed.iter().map(|one| one.host.clone()));
             let tables: BTreeSet<u64> = self.survey.zeroed.iter().map(|one| one.table).collect();
-            let entries = self
-                .survey
-                .zeroed
-                .iter()
-                .fold(0u64, |all, one| all.saturating_add(one.entries.end.saturating_sub(one.entries.start)));
+            let entries = self.survey.zeroed.iter().fold(0u64, |all, one| all.saturating_add(one.count));
             let bytes = hosts.iter().fold(0u64, |all, host| all.saturating_add(host.end.saturating_sub(host.start)));
             explained.guest = join_all(self.survey.zeroed.iter().map(|one| one.guest.clone()));
             let what = format!(
@@ -508,7 +512,6 @@ impl<'c> Case<'c> {
 
     /// Counts that do not agree with a mapping that agrees with itself.
     fn counts(&mut self) {
-        let cluster = self.geometry.cluster_size();
         let mapping_sound = self.mapping_is_sound();
         let lost: Vec<&ZeroCounts> =
             self.survey.zero_counts.iter().filter(|zero| is_lost(zero, &self.ghosts, &self.geometry)).collect();

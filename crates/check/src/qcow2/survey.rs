@@ -59,7 +59,10 @@ pub(crate) struct Zeroed {
     /// Of the L2 table of this L1 index.
     pub(crate) l1_index: u64,
     pub(crate) table: u64,
+    /// The sectors' entries; of a table that is all zeroes, every one: where in it the lost ones were is not known.
     pub(crate) entries: Range<u64>,
+    /// How many were lost.
+    pub(crate) count: u64,
     pub(crate) host: Range<u64>,
     pub(crate) guest: Range<u64>,
     /// The clusters that would be theirs.
@@ -247,20 +250,21 @@ fn l2_tables(
         if is_zero(bytes) && !named.snapshot {
             note(&mut all.empty, named.index);
         }
-        if lost_data && !named.snapshot {
+        // Clusters that lost their owner to what lies in the table now are explained by that.
+        if lost_data && !named.snapshot && !foreign {
             let limit = geometry.size.saturating_sub(base).div_ceil(cluster).min(geometry.l2_entries());
-            for (entries, data) in zeroed_in(bytes, table, limit, geometry, &cx.vacant, file_len) {
+            for (entries, data, count) in zeroed_in(bytes, table, limit, geometry, &cx.vacant, file_len) {
                 let at = |entry: u64| table.saturating_add(entry.saturating_mul(per_entry));
                 let host = at(entries.start)..at(entries.end);
                 let guest = guest_of(&entries);
-                note(&mut all.zeroed, Zeroed { l1_index: named.index, table, entries, host, guest, data });
+                note(&mut all.zeroed, Zeroed { l1_index: named.index, table, entries, count, host, guest, data });
             }
         }
     }
     Ok(())
 }
 
-/// Sectors of zeroes in a table whose clusters are in the file without an owner: entries and clusters.
+/// Sectors of zeroes in a table whose clusters are in the file without an owner: entries, clusters, how many.
 ///
 /// The clusters must lie where the entries beside put them: right behind the last entry before, right before the first entry
 /// after, or (nothing but zeroes) right behind the table. Programs that crash leave clusters of that kind at the end of what
@@ -272,7 +276,7 @@ fn zeroed_in(
     geometry: &Geometry,
     vacant: &Vacant,
     file_len: u64,
-) -> Vec<(Range<u64>, Range<u64>)> {
+) -> Vec<(Range<u64>, Range<u64>, u64)> {
     let cluster = geometry.cluster_size();
     let per_entry = usize::try_from(geometry.l2_entry_len()).unwrap_or(8);
     let offset_of = |entry: u64| {
@@ -306,11 +310,11 @@ fn zeroed_in(
         if let Some(after) = after {
             let data = after.saturating_sub(span)..after;
             if after >= span && mostly(&data) {
-                found.push((entries, data));
+                found.push((entries, data, count));
             }
             continue;
         }
-        let whole = entries.start == 0;
+        let whole = is_zero(bytes);
         let Some(start) = before.or(whole.then(|| table.saturating_add(cluster))) else { continue };
         let Some(run) = vacant.at(start).filter(|run| run.counted && run.range.start == start) else { continue };
         let data = start..run.range.end.min(start.saturating_add(span));
@@ -319,8 +323,8 @@ fn zeroed_in(
         let clusters = data.end.saturating_sub(data.start) >> geometry.cluster_bits;
         // A handful of clusters is what a crash leaves; a whole sector of entries and more is not.
         if used_behind && clusters >= if whole { 8 } else { per_sector.min(count) } {
-            let entries = entries.start..entries.start.saturating_add(clusters);
-            found.push((entries, data));
+            let entries = if whole { entries } else { entries.start..entries.start.saturating_add(clusters) };
+            found.push((entries, data, clusters));
         }
     }
     found
