@@ -160,6 +160,7 @@ fn counts_zeroed() {
         let report = image.check();
         expect_cause(name, &report, Verdict::Damaged, &[words, "no data is lost"]);
         assert_eq!(report.lost.bytes, 0, "{name}\n{}", story(&report));
+        assert_eq!(has(&report, "QCOW2-REFBLOCK-ZEROED"), name != "table", "{name}\n{}", story(&report));
         expect_next(name, &report, "reading needs no counts");
         expect_no_next(name, &report, "both free the clusters");
         assert!(image.same_disk(&sound.path), "{name}: and so it is");
@@ -227,6 +228,7 @@ fn a_snapshot_given_up_half_way() {
         "{}",
         story(&report)
     );
+    assert!(has(&report, "QCOW2-ORPHAN-L1"), "{}", story(&report));
     assert!(!has(&report, "QCOW2-LOST-L1-ENTRIES"), "{}", story(&report));
     assert_eq!(report.lost.bytes, 0, "{}", story(&report));
 }
@@ -254,5 +256,33 @@ fn sound_images_have_no_causes() {
             story(&report)
         );
         assert_eq!(image.qemu_status(), 0, "{options}");
+    }
+}
+
+/// A single senseless entry of the L1 table: its table is found, and its place is known.
+#[test]
+fn one_l1_entry_damaged() {
+    let image = Image::create("4G", "");
+    for index in 0..8 {
+        image.io(&[format!("write -q -P 5 {}M 4M", index * 512 + 100)]);
+    }
+    let table = image.l2s()[3];
+    for (name, entry) in
+        [("past the end", COPIED | 1 << 45), ("misaligned", COPIED | (table + 512)), ("no table", COPIED)]
+    {
+        let image = image.copy();
+        image.write(image.l1() + 24, &entry.to_be_bytes());
+        let report = image.check();
+        assert_eq!(report.verdict, Verdict::Damaged, "{name}");
+        assert_eq!(report.lost.ranges, [3 * WINDOW..4 * WINDOW], "{name}\n{}", story(&report));
+        if name == "misaligned" {
+            // It still refers to its cluster: nobody else may have that.
+            continue;
+        }
+        expect_cause(name, &report, Verdict::Damaged, &["1 of the 8 L1 entries of the disk", "1 L2 table that lost"]);
+        let orphan = report.findings.iter().find(|one| one.code.name == "QCOW2-ORPHAN-L2").unwrap();
+        assert_eq!((orphan.host[0].start, orphan.guest[0].clone()), (table, 3 * WINDOW..4 * WINDOW), "{name}");
+        assert!(!has(&report, "QCOW2-LOST-L1-ENTRIES"), "{name}: the entry itself has been told");
+        expect_next(name, &report, "do not run 'qemu-img check -r leaks'");
     }
 }

@@ -474,11 +474,21 @@ impl<'c> Case<'c> {
             self.cause(what, Confidence::Likely, explained);
         }
         let lost: Vec<_> = self.orphans.l2.iter().filter(|orphan| orphan.is_lost()).collect();
-        if self.orphans.missing > 0 && !lost.is_empty() && self.errors(recover::L1_LOST) > 0 {
+        if self.orphans.missing > 0 && !lost.is_empty() {
             let damaged = [codes::L1_PAST_END, codes::L1_MISALIGNED, codes::L1_RESERVED, codes::L1_NO_TABLE];
+            let l1 =
+                self.side.l1.map(|table| table.offset..table.offset.saturating_add(table.entries.saturating_mul(8)));
+            let in_l1 = |brief: &Brief| {
+                brief
+                    .host
+                    .as_ref()
+                    .zip(l1.as_ref())
+                    .is_some_and(|(host, l1)| host.start < l1.end && l1.start < host.end)
+            };
             let mut explained = self.take(|brief| {
                 brief.code == recover::L1_LOST
                     || damaged.contains(&brief.code)
+                    || brief.code == general::UNREADABLE && in_l1(brief)
                     || brief.code == codes::CLUSTER_LEAKED
                     || brief.code == codes::CLUSTER_UNCLAIMED
                     || brief.code == structure::HEADER_L1

@@ -445,7 +445,12 @@ fn lost(cx: &mut Context<'_>, geometry: &Geometry, all: &mut Orphans) {
         finding = finding.guest(window.clone());
     }
     all.lost = joined;
-    cx.find(finding);
+    // Entries that can not be read or make no sense have been told, and what they map is known to be lost.
+    let known = cx.lost();
+    let told = |run: &Range<u64>| known.ranges.iter().any(|lost| lost.start <= run.start && run.end <= lost.end);
+    if guest.is_empty() || !guest.iter().all(told) {
+        cx.find(finding);
+    }
     for range in guest {
         if let Some(map) = &mut cx.guest {
             map.turn(range.clone(), crate::map::GuestState::Unallocated, crate::map::GuestState::Damaged);
