@@ -1,8 +1,9 @@
 //! How often each host cluster is referred to, in bounded memory.
 //!
-//! One bit says "referred to"; a page of counters exists only where something was referred to more than once. Pages come
-//! into being when first touched, and are paid for out of the [`Budget`]; a page that one run covers needs no bits at all. Where that ends, the work is done window by window
-//! of the file ([`in_windows`]): more passes, never more memory.
+//! A page of clusters is two runs in one word as long as that is enough: a disk written in order needs nothing else. A page
+//! whose references do not fit into two runs gets a bit for each cluster; a page where something was referred to more than
+//! once gets counters too. Both are paid for out of the [`Budget`]. Where that ends, the work is done window by window of the
+//! file ([`in_windows`]): more passes, never more memory.
 //!
 //! Adding takes `&self`: threads share one tally. The sums do not depend on their order.
 
@@ -24,29 +25,87 @@ const BITS_BYTES: u64 = LEAF / 8;
 /// References beyond the first, up to 254; 255 means "see `many`".
 type Extra = Box<[AtomicU8; CELLS]>;
 
+/// Set in [`Page::runs`] when the page has bits: the runs beside it never change again, and the bits began with them.
+const FROZEN: u64 = 1 << 63;
+/// Bits of one end of a run in [`Page::runs`]: 0 to [`LEAF`].
+const END: u32 = LEAF.ilog2() + 1;
+
 #[derive(Default)]
 struct Page {
-    /// Not there until somebody comes.
-    /// `None` if a single run referred to all of it before anybody else came: every bit is set, then and for ever.
-    bits: OnceLock<Option<Box<[AtomicU64; WORDS]>>>,
+    /// Up to two runs of clusters referred to, apart and in order; see [`pack`]. All zeroes: nobody came.
+    runs: AtomicU64,
+    bits: OnceLock<Box<[AtomicU64; WORDS]>>,
     extra: OnceLock<Extra>,
 }
 
 impl Page {
-    fn word(&self, at: u64) -> u64 {
-        let Some(bits) = self.bits.get() else { return 0 };
-        let Some(bits) = bits else { return u64::MAX };
-        bits.get(usize::try_from(at / 64).unwrap_or(0)).map_or(0, |word| word.load(Ordering::Relaxed))
+    fn is_empty(&self) -> bool {
+        self.runs.load(Ordering::Acquire) == 0
     }
 
-    /// Sets bits of one word; what it was before.
-    fn set(&self, at: u64, mask: u64) -> u64 {
-        let Some(Some(bits)) = self.bits.get() else { return u64::MAX };
-        let Some(word) = bits.get(usize::try_from(at / 64).unwrap_or(0)) else { return 0 };
-        // Looked at first: an atomic write to bits that are set already would cost as much as one that sets them.
-        let before = word.load(Ordering::Relaxed);
-        if before & mask == mask { before } else { word.fetch_or(mask, Ordering::Relaxed) }
+    /// The bits of 64 clusters, the one at `at` among them.
+    fn word(&self, at: u64) -> u64 {
+        let runs = self.runs.load(Ordering::Acquire);
+        match self.bits.get() {
+            Some(bits) if runs & FROZEN != 0 => {
+                bits.get(usize::try_from(at / 64).unwrap_or(0)).map_or(0, |word| word.load(Ordering::Relaxed))
+            }
+            // Also of a page whose bits are just being made: they begin with these runs.
+            _ => word_of(&unpack(runs), at / 64),
+        }
     }
+}
+
+type Runs = [Range<u64>; 2];
+
+fn unpack(word: u64) -> Runs {
+    let end = |index: u32| word >> index.saturating_mul(END) & ((1 << END) - 1);
+    [end(0)..end(1), end(2)..end(3)]
+}
+
+fn pack([first, second]: &Runs) -> u64 {
+    first.start | first.end << END | second.start << (2 * END) | second.end << (3 * END)
+}
+
+/// The runs with one more; `None` if two are not enough.
+fn with(runs: &Runs, new: &Range<u64>) -> Option<Runs> {
+    let mut all = [runs[0].clone(), runs[1].clone(), new.clone()];
+    // Empty ones last, the others by start.
+    all.sort_by_key(|run| (run.is_empty(), run.start));
+    let [mut first, second, third] = all;
+    let mut rest = 0..0;
+    for run in [second, third] {
+        if run.is_empty() {
+            continue;
+        }
+        let last = if rest.is_empty() { &mut first } else { &mut rest };
+        if run.start <= last.end {
+            last.end = last.end.max(run.end);
+        } else if rest.is_empty() {
+            rest = run;
+        } else {
+            return None;
+        }
+    }
+    Some([first, rest])
+}
+
+/// Word number `index` of the bits of some runs.
+fn word_of(runs: &Runs, index: u64) -> u64 {
+    let start = index.saturating_mul(64);
+    runs.iter().fold(0, |word, run| {
+        let from = run.start.clamp(start, start.saturating_add(64)).saturating_sub(start);
+        let to = run.end.clamp(start, start.saturating_add(64)).saturating_sub(start);
+        word | ones(from, to)
+    })
+}
+
+/// Bits `from..to` of a word; `to` is at most 64.
+fn ones(from: u64, to: u64) -> u64 {
+    let below = |bit: u64| {
+        u32::try_from(bit).ok().and_then(|bit| 1u64.checked_shl(bit)).map_or(u64::MAX, |one| one.wrapping_sub(1))
+    };
+    if from < to { below(to) & !below(from) } else { 0 }
 }
 
 /// References per host cluster, within a window of clusters.
@@ -87,8 +146,7 @@ impl<'b> Tally<'b> {
         }
         let at = cluster.saturating_sub(self.window.start);
         let page = self.page(at)?;
-        let mask = 1u64 << (at % 64);
-        let before = page.set(at % LEAF, mask) & mask != 0;
+        let before = self.mark(page, at % LEAF..(at % LEAF).saturating_add(1), |_| Ok(()))?;
         let more = if before { times } else { times.saturating_sub(1) };
         if more > 0 {
             self.add_extra(page, cluster, more)?;
@@ -98,33 +156,80 @@ impl<'b> Tally<'b> {
 
     /// Counts one reference to each of `count` clusters; whether any had one before.
     pub(crate) fn add_run(&self, first: u64, count: u64) -> Result<bool, Full> {
-        if count == 1 {
-            return self.add(first, 1);
-        }
         let end = first.saturating_add(count).min(self.window.end);
         let mut cluster = first.max(self.window.start);
         let mut before = false;
         while cluster < end {
             let at = cluster.saturating_sub(self.window.start);
-            let leaf_end = cluster.saturating_add(LEAF).min(self.window.end);
-            if at.is_multiple_of(LEAF) && end >= leaf_end && self.whole_page(at)? {
-                cluster = leaf_end;
-                continue;
-            }
             let page = self.page(at)?;
-            let bit = at % 64;
-            let here = end.saturating_sub(cluster).min(64u64.saturating_sub(bit));
-            let mask = u64::MAX.checked_shr(u32::try_from(64u64.saturating_sub(here)).unwrap_or(0)).unwrap_or(0) << bit;
-            let mut twice = page.set(at % LEAF, mask) & mask;
-            before |= twice != 0;
-            while twice != 0 {
-                let of = u64::from(twice.trailing_zeros());
-                self.add_extra(page, cluster.saturating_sub(bit).saturating_add(of), 1)?;
-                twice &= twice.wrapping_sub(1);
-            }
-            cluster = cluster.saturating_add(here);
+            let begin = cluster.saturating_sub(at % LEAF);
+            let here = end.min(begin.saturating_add(LEAF));
+            before |= self.mark(page, at % LEAF..here.saturating_sub(begin), |twice| {
+                self.add_extra(page, begin.saturating_add(twice), 1)
+            })?;
+            cluster = here;
         }
         Ok(before)
+    }
+
+    /// Refers to clusters of a page; `twice` is told each one that was referred to before. Whether there was one.
+    fn mark(&self, page: &Page, range: Range<u64>, twice: impl Fn(u64) -> Result<(), Full>) -> Result<bool, Full> {
+        let mut now = page.runs.load(Ordering::Acquire);
+        while now & FROZEN == 0 {
+            let runs = unpack(now);
+            let next = with(&runs, &range).map_or(now | FROZEN, |runs| pack(&runs));
+            // What was there is told by the value replaced: nobody else came in between.
+            match page.runs.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) if next & FROZEN != 0 => now = next,
+                Ok(_) => {
+                    let mut before = false;
+                    for run in &runs {
+                        for cluster in run.start.max(range.start)..run.end.min(range.end) {
+                            before = true;
+                            twice(cluster)?;
+                        }
+                    }
+                    return Ok(before);
+                }
+                Err(other) => now = other,
+            }
+        }
+        let bits = self.bits(page, &unpack(now & !FROZEN))?;
+        let mut before = false;
+        let mut at = range.start;
+        while at < range.end {
+            let mask = ones(at % 64, range.end.saturating_sub(at & !63).min(64));
+            if let Some(word) = bits.get(usize::try_from(at / 64).unwrap_or(0)) {
+                // Looked at first: an atomic write to bits that are set already would cost as much as one that sets them.
+                let was = word.load(Ordering::Relaxed);
+                let was = if was & mask == mask { was } else { word.fetch_or(mask, Ordering::Relaxed) };
+                let mut again = was & mask;
+                before |= again != 0;
+                while again != 0 {
+                    twice((at & !63).saturating_add(again.trailing_zeros().into()))?;
+                    again &= again.wrapping_sub(1);
+                }
+            }
+            at = (at & !63).saturating_add(64);
+        }
+        Ok(before)
+    }
+
+    /// The bits of a frozen page, made of its runs by whoever comes first.
+    fn bits<'p>(&self, page: &'p Page, runs: &Runs) -> Result<&'p [AtomicU64; WORDS], Full> {
+        if let Some(bits) = page.bits.get() {
+            return Ok(bits);
+        }
+        self.take(BITS_BYTES)?;
+        let mut ours = false;
+        let bits = page.bits.get_or_init(|| {
+            ours = true;
+            Box::new(std::array::from_fn(|index| AtomicU64::new(word_of(runs, index as u64))))
+        });
+        if !ours {
+            self.give(BITS_BYTES);
+        }
+        Ok(bits)
     }
 
     /// References to a cluster; 0 outside the window.
@@ -134,7 +239,7 @@ impl<'b> Tally<'b> {
         }
         let at = cluster.saturating_sub(self.window.start);
         let slot = usize::try_from(at / LEAF).ok().and_then(|index| self.pages.get(index));
-        let Some(page) = slot.filter(|page| page.bits.get().is_some()) else { return 0 };
+        let Some(page) = slot.filter(|page| !page.is_empty()) else { return 0 };
         if page.word(at % LEAF) >> (at % 64) & 1 == 0 {
             return 0;
         }
@@ -159,7 +264,7 @@ impl<'b> Tally<'b> {
         for (index, slot) in self.pages.iter().enumerate() {
             let start = self.window.start.saturating_add((index as u64).saturating_mul(LEAF));
             let end = start.saturating_add(LEAF).min(self.window.end);
-            let Some(page) = Some(slot).filter(|page| page.bits.get().is_some()) else {
+            let Some(page) = Some(slot).filter(|page| !page.is_empty()) else {
                 add(start..end, 0);
                 continue;
             };
@@ -190,7 +295,7 @@ impl<'b> Tally<'b> {
         let start = cluster.saturating_sub(at % LEAF);
         let end = start.saturating_add(LEAF).min(self.window.end);
         let slot = usize::try_from(at / LEAF).ok().and_then(|index| self.pages.get(index));
-        let Some(page) = slot.filter(|page| page.bits.get().is_some()) else { return (0, end) };
+        let Some(page) = slot.filter(|page| !page.is_empty()) else { return (0, end) };
         let word_at = |bit: u64| page.word(bit);
         let bit = at % LEAF;
         let set = word_at(bit) >> (bit % 64) & 1 == 1;
@@ -216,32 +321,8 @@ impl<'b> Tally<'b> {
         (u64::from(set), start.saturating_add(to).min(end))
     }
 
-    /// A run refers to every cluster of the page that begins here: whether it is the first to come.
-    fn whole_page(&self, at: u64) -> Result<bool, Full> {
-        let slot = usize::try_from(at / LEAF).ok().and_then(|index| self.pages.get(index)).ok_or(Full)?;
-        let mut ours = false;
-        slot.bits.get_or_init(|| {
-            ours = true;
-            None
-        });
-        Ok(ours)
-    }
-
     fn page(&self, at: u64) -> Result<&Page, Full> {
-        let slot = usize::try_from(at / LEAF).ok().and_then(|index| self.pages.get(index)).ok_or(Full)?;
-        if slot.bits.get().is_some() {
-            return Ok(slot);
-        }
-        self.take(BITS_BYTES)?;
-        let mut ours = false;
-        slot.bits.get_or_init(|| {
-            ours = true;
-            Some(Box::new(std::array::from_fn(|_| AtomicU64::default())))
-        });
-        if !ours {
-            self.give(BITS_BYTES);
-        }
-        Ok(slot)
+        usize::try_from(at / LEAF).ok().and_then(|index| self.pages.get(index)).ok_or(Full)
     }
 
     #[cold]
@@ -384,6 +465,61 @@ mod tests {
         }
         drop(tally);
         assert_eq!(budget.left(), 16 << 20, "everything taken is given back");
+    }
+
+    /// Two runs to a page are free of charge, in whatever order their parts come; the third one is not.
+    #[test]
+    fn what_is_in_order_takes_no_memory() {
+        let budget = Budget::new(1 << 20);
+        let tally = Tally::new(0..4 * LEAF, &budget).unwrap();
+        let index = budget.left();
+        for page in 0..4 {
+            let at = page * LEAF;
+            assert!(!tally.add(at + 7, 1).unwrap() && !tally.add(at + 3000, 1).unwrap());
+            assert!(!tally.add_run(at + 8, 2992).unwrap() && !tally.add_run(at + 3001, LEAF - 3001).unwrap());
+            assert!(!tally.add_run(at, 7).unwrap());
+        }
+        assert_eq!(budget.left(), index);
+        tally.runs(|range, count| assert_eq!((range, count), (0..4 * LEAF, 1)));
+        let other = Tally::new(0..LEAF, &budget).unwrap();
+        let index = budget.left();
+        for (at, takes) in [(10, 0), (20, 0), (11, 0), (30, BITS_BYTES), (40, BITS_BYTES)] {
+            other.add(at, 1).unwrap();
+            assert_eq!(index - budget.left(), takes, "after cluster {at}");
+        }
+    }
+
+    /// Threads that add at the same time lose nothing and count nothing twice.
+    #[test]
+    fn threads_share_a_tally() {
+        let budget = Budget::new(16 << 20);
+        for round in 0..50u64 {
+            let tally = Tally::new(0..4 * LEAF, &budget).unwrap();
+            let adds = |thread: u64| {
+                let mut state = round * 8 + thread + 1;
+                std::iter::repeat_with(move || {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    ((state >> 40) % (4 * LEAF), 1 + (state >> 33) % 97)
+                })
+                .take(200)
+            };
+            std::thread::scope(|scope| {
+                for thread in 0..4 {
+                    let tally = &tally;
+                    scope.spawn(move || adds(thread).for_each(|(at, len)| _ = tally.add_run(at, len).unwrap()));
+                }
+            });
+            let mut model = vec![0u64; 5 * LEAF as usize];
+            for (at, len) in (0..4).flat_map(adds) {
+                model[at as usize..(at + len) as usize].iter_mut().for_each(|count| *count += 1);
+            }
+            tally.runs(|range, count| {
+                assert!(
+                    model[range.start as usize..range.end as usize].iter().all(|of| *of == count),
+                    "{range:?} {count}"
+                );
+            });
+        }
     }
 
     #[test]
