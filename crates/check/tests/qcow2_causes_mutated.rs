@@ -90,6 +90,10 @@ fn always_a_verdict_and_a_cause() {
                 let sum: u64 = host.totals.iter().sum();
                 assert_eq!(sum, host.len, "round {round}\n{}", story(&report));
             }
+            if let Some(guest) = &report.guest {
+                let sum: u64 = guest.totals.iter().sum();
+                assert_eq!(sum, guest.size, "round {round}\n{}", story(&report));
+            }
             for cause in &report.causes {
                 assert!(cause.errors > 0 && !cause.codes.is_empty(), "round {round}\n{}", story(&report));
             }

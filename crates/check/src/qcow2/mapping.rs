@@ -531,7 +531,10 @@ impl Mapping<'_> {
             .host(at..at.saturating_add(self.scope.geometry.cluster_size()));
         if !guest.is_empty() {
             finding = finding.guest(guest.clone());
-            self.out.guest.add(guest, GuestState::Damaged);
+            // The windows of a table that several L1 entries name are counted where the others are found (`owners`).
+            if !table.several {
+                self.out.guest.add(guest, GuestState::Damaged);
+            }
         }
         self.lose(table, entries);
         self.out.find(finding);
