@@ -26,9 +26,12 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
+pub mod checkpoint;
 pub mod code;
+pub mod diff;
 pub mod finding;
 pub mod map;
+pub mod metadump;
 pub mod report;
 pub mod source;
 pub mod watch;

@@ -11,6 +11,7 @@ mod check;
 mod compare;
 mod completions;
 mod create;
+mod diff_meta;
 mod explain;
 mod io;
 mod map;
@@ -38,6 +39,7 @@ pub(crate) struct Cli {
 enum Command {
     Check(check::Args),
     Explain(explain::Args),
+    DiffMeta(diff_meta::Args),
     Serve(serve::Args),
     Verify(compare::VerifyArgs),
     Compare(compare::CompareArgs),
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
     match parse(&words).command {
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(&args),
+        Command::DiffMeta(args) => diff_meta::run(&args),
         Command::Serve(args) => serve::run(args),
         Command::Verify(args) => compare::run_verify(args),
         Command::Compare(args) => compare::run_compare(args),

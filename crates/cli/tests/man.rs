@@ -6,7 +6,8 @@ mod common;
 use common::{blkproof, run, shell};
 use tempfile::tempdir;
 
-const COMMANDS: &[&str] = &["check", "compare", "completions", "create", "explain", "io", "man", "map", "serve", "verify"];
+const COMMANDS: &[&str] =
+    &["check", "compare", "completions", "create", "diff-meta", "explain", "io", "man", "map", "serve", "verify"];
 
 #[test]
 fn every_command_has_a_page_that_renders() {

@@ -1,6 +1,8 @@
 //! `blkproof check`: images are read and explained, never written.
 
+mod checkpoint;
 mod letters;
+mod metadump;
 mod outputs;
 mod references;
 mod watcher;
@@ -85,6 +87,18 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     ddrescue_map: Option<PathBuf>,
 
+    /// Write all metadata of the image, and no guest data, into a new sparse file on which check says the same
+    #[arg(long, value_name = "FILE")]
+    metadump: Option<PathBuf>,
+
+    /// Leave names of files, snapshots and bitmaps, and unknown extensions, in the metadump as they are
+    #[arg(long, requires = "metadump")]
+    keep_names: bool,
+
+    /// Keep what was read in a file, and go on from it if the check is ended before it is done
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Option<PathBuf>,
+
     #[command(flatten)]
     letters: Letters,
 
@@ -98,6 +112,18 @@ enum Format {
     Human,
     Json,
     Jsonl,
+}
+
+/// Why an image was not checked.
+enum Failed {
+    Open(std::io::Error),
+    Other(anyhow::Error),
+}
+
+impl From<std::io::Error> for Failed {
+    fn from(error: std::io::Error) -> Self {
+        Self::Open(error)
+    }
 }
 
 /// Exit status of a check that could not be made.
@@ -158,6 +184,12 @@ impl Run {
             }
         }
         let outputs = Outputs::new(&args.map, args.ddrescue_map.as_deref(), &args.images)?;
+        if let Some(file) = &args.metadump {
+            metadump::refuse(file, &args.images)?;
+        }
+        if let Some(file) = &args.checkpoint {
+            checkpoint::refuse(file, &args.images)?;
+        }
         Ok(Self {
             outputs,
             stop: Stop::listen().context("listening for signals")?,
@@ -182,9 +214,15 @@ impl Run {
             let (status, report) = match self.one(&job, said) {
                 Ok(Some(report)) => (report.verdict.exit_status(), report),
                 Ok(None) => continue,
-                Err(error) => {
+                Err(failed) => {
                     worst = worse(worst, FAILED);
-                    let words = self.not_opened(&job, &error);
+                    let words = match failed {
+                        Failed::Open(error) => self.not_opened(&job, &error),
+                        Failed::Other(error) => {
+                            print_error(&error);
+                            error.to_string()
+                        }
+                    };
                     match self.args.format {
                         Format::Json => array.push(json::unopened(&job.path.display().to_string(), &words)),
                         Format::Jsonl => print(&json::unopened(&job.path.display().to_string(), &words).to_string()),
@@ -204,6 +242,12 @@ impl Run {
                 Format::Human => {}
             }
             if let Err(error) = self.outputs.write(&report) {
+                print_error(&error);
+                worst = worse(worst, FAILED);
+            }
+            if let Some(file) = self.args.metadump.as_deref().filter(|_| job.named_by.is_none())
+                && let Err(error) = self.metadump(file, &job, &report)
+            {
                 print_error(&error);
                 worst = worse(worst, FAILED);
             }
@@ -231,7 +275,7 @@ impl Run {
 
     /// Checks one image, and prints what a person reads of it. `None` for a file that an image names and that has nothing
     /// to check.
-    fn one(&self, job: &Job, said: usize) -> std::io::Result<Option<Report>> {
+    fn one(&self, job: &Job, said: usize) -> Result<Option<Report>, Failed> {
         let image = FileSource::open(&job.path)?;
         if job.named_by.is_some() && job.format == Some(ImageFormat::Raw) {
             return Ok(None);
@@ -242,7 +286,10 @@ impl Run {
         }
         let watcher = Watcher::new(&self.stop, self.args.letters.streams());
         watcher.start(&job.path);
-        let report = check(&image, &options, &watcher);
+        let report = match self.args.checkpoint.as_deref().filter(|_| job.named_by.is_none()) {
+            Some(file) => checkpoint::check_with(file, &image, &options, &watcher).map_err(Failed::Other)?,
+            None => check(&image, &options, &watcher),
+        };
         self.stop.calm();
         if self.args.format == Format::Human {
             if said > 0 && self.args.letters.streams().is_none() {
@@ -251,6 +298,20 @@ impl Run {
             self.print(&watcher, &report);
         }
         Ok(Some(report))
+    }
+
+    /// Dumps the metadata of an image that was checked.
+    fn metadump(&self, file: &Path, job: &Job, report: &Report) -> anyhow::Result<()> {
+        if report.stopped {
+            anyhow::bail!("the metadump '{}' was not written: the check was stopped", file.display());
+        }
+        let image = FileSource::open(&job.path).with_context(|| format!("opening '{}' again", job.path.display()))?;
+        let watcher = Watcher::new(&self.stop, None);
+        watcher.start(&job.path);
+        let dumped = metadump::write(file, &image, &self.options(job), self.args.keep_names, &watcher);
+        watcher.clear();
+        self.stop.calm();
+        dumped
     }
 
     fn options(&self, job: &Job) -> Options {

@@ -94,6 +94,11 @@ impl<'a> Watcher<'a> {
         }
     }
 
+    /// Takes the bar away.
+    pub(super) fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+
     /// A message of stream `f`.
     pub(super) fn fatal(&self, words: &str) {
         if let Some(printer) = &self.printer {
