@@ -144,7 +144,7 @@ pub fn metadump(
     }
     let mut plan = Plan::new(&report, format, map, recorder.into_reads(image.len()));
     if format == Format::Vmdk {
-        plan.markers(image, &report, most)?;
+        plan.markers(image, &report, &options)?;
     }
     let edits = names::edits(image, format, &options, keep_names);
     let scrub = Scrub::new(image, format, &options);
@@ -328,7 +328,7 @@ impl Plan {
 
     /// Keeps the markers of compressed grains: where the grain tables say that they are, and where there are no tables, one
     /// behind the other.
-    fn markers(&mut self, image: &dyn Source, report: &Report, most: usize) -> Result<(), Error> {
+    fn markers(&mut self, image: &dyn Source, report: &Report, options: &Options) -> Result<(), Error> {
         let mut flags = [0u8; 12];
         let compressed = image.read_at(0, &mut flags).is_ok() && crate::bytes::le_u32(&flags, 8) & COMPRESSED != 0;
         if !flags.starts_with(b"KDMV") || !compressed {
@@ -346,8 +346,8 @@ impl Plan {
                     self.grains = RangeSet::new();
                 }
             }
-            if self.keep.len() > most.saturating_mul(4) {
-                return Err(Error::Memory(most as u64));
+            if (self.keep.len() as u64).saturating_mul(RANGE_COST) > options.memory {
+                return Err(Error::Memory(options.memory));
             }
         }
         Ok(())
