@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::bytes::{be_u16, be_u32, be_u64, is_zero, printable};
+use crate::code::Severity;
 use crate::context::Context;
 use crate::finding::Finding;
 use crate::map::Class;
@@ -201,11 +202,13 @@ impl Walk {
             Some(format!("has a name of {name_len} bytes; 1 to {NAME_MAX} can be"))
         } else if extra_len != 0 && flags & EXTRA_COMPATIBLE == 0 {
             Some(format!("has {extra_len} bytes of extra data that nobody may ignore"))
-        } else if padded {
-            Some("has padding that is not zero".to_owned())
         } else {
             None
         };
+        if padded {
+            let words = format!("bitmap {index} ('{name}') has padding that is not zero");
+            cx.find(Finding::new(codes::BITMAP_ENTRY, words).severity(Severity::Warning).host(range.clone()));
+        }
         if let Some(flaw) = flaw {
             self.runs
                 .hit(cx, codes::BITMAP_ENTRY, index, range.clone(), || format!("bitmap {index} ('{name}') {flaw}"));

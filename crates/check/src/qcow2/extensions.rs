@@ -94,12 +94,13 @@ fn walk(cx: &mut Context<'_>, head: &Head, start: u64, limit: u64, found: &mut E
         };
         let kind = be_u32(area, here);
         let len = be_u32(area, here.saturating_add(4));
-        if kind == END {
+        let from = here.saturating_add(8);
+        let to = usize::try_from(len).ok().and_then(|len| from.checked_add(len));
+        // The length of the end mark means nothing, but QEMU refuses one that does not fit either.
+        if kind == END && to.is_some_and(|to| to <= area.len()) {
             at = at.saturating_add(8);
             break true;
         }
-        let from = here.saturating_add(8);
-        let to = usize::try_from(len).ok().and_then(|len| from.checked_add(len));
         let Some(data) = to.and_then(|to| area.get(from..to)) else {
             let words = format!(
                 "the extension of type {kind:#010x} at {at:#x} has {len} bytes, {} are left before {limit:#x}",

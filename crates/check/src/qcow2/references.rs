@@ -63,12 +63,13 @@ fn backing_name(cx: &mut Context<'_>, head: &Head, extensions: &Extensions) -> O
         return None;
     }
     let range = backing_range(header);
-    if header.backing_len == 0 {
+    let cluster = head.geometry.map_or(u64::MAX, |geometry| geometry.cluster_size());
+    // Readers refuse a place outside the first cluster before they look at the length.
+    if header.backing_len == 0 && range.start <= cluster {
         let words = format!("the backing file's name is at {:#x} and has 0 bytes", range.start);
         cx.find(Finding::new(codes::BACKING_UNUSED, words).host(8..20));
         return None;
     }
-    let cluster = head.geometry.map_or(u64::MAX, |geometry| geometry.cluster_size());
     if range.end > cluster.min(cx.file_len()) || u64::from(header.backing_len) > NAME_MAX {
         let words = format!(
             "the backing file's name has {} bytes at {:#x}; {NAME_MAX} bytes at most are possible, inside the first cluster",

@@ -218,7 +218,36 @@ impl Losses {
         }
     }
 
-    fn merge(&mut self, other: Self) {
+    /// Sorts the ranges and joins those that touch.
+    pub(crate) fn tidy(&mut self) {
+        self.ranges.sort_unstable_by_key(|range| range.start);
+        self.ranges.dedup_by(|next, kept| {
+            let touches = next.start <= kept.end;
+            if touches {
+                kept.end = kept.end.max(next.end);
+            }
+            touches
+        });
+    }
+
+    /// The parts of a range that are not among these, which are tidy.
+    pub(crate) fn without(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let first = self.ranges.partition_point(|lost| lost.end <= range.start);
+        let mut at = range.start;
+        let mut parts = Vec::new();
+        for lost in self.ranges.get(first..).unwrap_or_default().iter().take_while(|lost| lost.start < range.end) {
+            if at < lost.start {
+                parts.push(at..lost.start);
+            }
+            at = lost.end;
+        }
+        if at < range.end {
+            parts.push(at..range.end);
+        }
+        parts
+    }
+
+    pub(crate) fn merge(&mut self, other: Self) {
         for range in other.ranges {
             self.add(range);
         }

@@ -39,9 +39,15 @@ pub(crate) fn check(scope: &Scope<'_>, total: &mut Outcome) -> Result<(), Full> 
         Ok(())
     });
     scope.budget.give(bytes);
-    for range in std::mem::take(&mut total.damaged.ranges) {
-        total.guest.damage(range, GuestState::Compressed);
+    // What was lost before (an overlap, a flawed entry, an overwritten table) is damaged already.
+    total.lost.tidy();
+    let broken = std::mem::take(&mut total.damaged);
+    for range in &broken.ranges {
+        for fresh in total.lost.without(range) {
+            total.guest.damage(fresh, GuestState::Compressed);
+        }
     }
+    total.lost.merge(broken);
     done
 }
 
@@ -75,7 +81,6 @@ impl Streams<'_> {
         let guest = start..start.saturating_add(geometry.cluster_size()).min(geometry.size);
         let active = table.active > 0 && !table.vm;
         if active {
-            self.out.lost.add(guest.clone());
             self.out.damaged.add(guest.clone());
         }
         if self.told >= TOLD_MAX {

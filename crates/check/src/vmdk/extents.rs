@@ -47,12 +47,13 @@ pub(super) fn analyse(cx: &mut Context<'_>) {
         return;
     };
     cx.fact("virtual size", size.to_string());
-    cx.map_guest(size, SECTOR);
     cx.numbers.image_end_offset = Some(file);
+    // Where the extents are not looked at, there is nothing to be drawn of the disk.
     if !cx.options.allow_backing {
         name_only(cx, &descriptor, place);
         return;
     }
+    cx.map_guest(size, SECTOR);
     let mut base = 0u64;
     let mut totals = Totals::default();
     let mut seen: BTreeMap<&str, Range<u64>> = BTreeMap::new();
