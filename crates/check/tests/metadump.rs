@@ -229,6 +229,18 @@ fn the_dump_of_a_damaged_image_has_its_answer_and_nothing_of_the_guest() {
     assert!(failed.is_empty(), "{} of {damaged}:\n{}", failed.len(), failed.join("\n"));
 }
 
+/// So little is left that no map can be drawn, or hardly one.
+#[test]
+fn the_dump_of_a_beginning_has_its_answer() {
+    for (label, bytes, _) in images() {
+        for len in [64, 512, 1024, 3000, 70_000].into_iter().filter(|len| *len < bytes.len()) {
+            if let Some(words) = wrong(&bytes[..len], None) {
+                panic!("{label}, {len} bytes of it: {words}");
+            }
+        }
+    }
+}
+
 #[test]
 fn names_are_blanked_unless_they_are_to_be_kept() {
     let (_, bytes, _) = images().into_iter().find(|(label, ..)| *label == "qcow2 busy").unwrap();

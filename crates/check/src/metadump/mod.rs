@@ -44,8 +44,9 @@ const HOLE: usize = 512;
 const RANGE_COST: u64 = 64;
 /// What stands for bytes that are not zero, in space nobody claims.
 const FILLER: u8 = b'x';
-/// Beginning of a file whose header is gone that is kept all the same: as long as the longest header of the formats.
-const HEAD: u64 = 112;
+/// Beginning of a file of which no map can be drawn that is kept all the same: a sector, if its magic says that it is a
+/// header; else as much as a damaged header can be recognised by.
+const HEAD: (u64, u64) = (512, 112);
 
 /// Takes the pieces of a dump. The library itself writes nothing.
 pub trait Sink {
@@ -147,6 +148,7 @@ pub fn metadump(
         plan.markers(image, &report, &options)?;
     }
     let edits = names::edits(image, format, &options, keep_names);
+    plan.text(&edits.text);
     let scrub = Scrub::new(image, format, &options);
     sink.begin(image.len()).map_err(Error::Write)?;
     let mut dumped = Dumped {
@@ -180,6 +182,8 @@ struct Map {
     compressed: RangeSet<u64>,
     /// Nobody's.
     vacant: RangeSet<u64>,
+    /// What the file begins with.
+    first: Option<Class>,
     full: bool,
 }
 
@@ -197,6 +201,9 @@ impl Watch for Mapper<'_> {
         if map.metadata.len().saturating_add(map.conflicts.len()) >= self.most {
             map.full = true;
             return;
+        }
+        if range.start == 0 {
+            map.first = Some(*class);
         }
         match class {
             Class::Conflict => map.conflicts.insert(range.clone()),
@@ -302,9 +309,8 @@ impl Plan {
                 map.pointers.insert(range.clone());
             }
         }
-        let len = report.host.as_ref().map_or(0, |host| host.len);
-        if map.vacant.overlaps(&(0..HEAD)) {
-            map.metadata.insert(0..HEAD.min(len).max(1));
+        if !map.first.is_some_and(|class| class.is_metadata() || class.is_data() || class == Class::Conflict) {
+            map.metadata.insert(0..if report.probed { HEAD.0 } else { HEAD.1 });
         }
         let mut keep = intersection(&map.metadata, &reads);
         for range in unread.iter() {
@@ -323,6 +329,13 @@ impl Plan {
             blank,
             grains,
             markers: RangeSet::new(),
+        }
+    }
+
+    /// Keeps text of the format's own that the map has no place for, since the tables beside it are gone.
+    fn text(&mut self, text: &RangeSet<u64>) {
+        for range in intersection(text, &self.blank).iter() {
+            self.keep.insert(range.clone());
         }
     }
 

@@ -24,8 +24,12 @@ impl<'a> Recorder<'a> {
 
     /// What was read of `len` bytes.
     pub(super) fn into_reads(self, len: u64) -> RangeSet<u64> {
+        let whole: RangeSet<u64> = (len > 0).then_some(0..len).into_iter().collect();
         let reads = self.reads.into_inner().unwrap_or_else(PoisonError::into_inner);
-        reads.unwrap_or_else(|| (len > 0).then_some(0..len).into_iter().collect())
+        match reads {
+            Some(reads) => reads.intersection(&whole).collect(),
+            None => whole,
+        }
     }
 }
 

@@ -36,6 +36,10 @@ pub(super) struct Scrub {
     count: usize,
 }
 
+const SECTOR: u64 = 512;
+/// What structures begin with.
+const MAGICS: [&[u8]; 8] = [b"cxsparse", b"conectix", b"vhdxfile", b"metadata", b"head", b"regi", b"loge", b"KDMV"];
+
 /// As many bytes of text in a row are no accident.
 const TEXT_MIN: usize = 16;
 
@@ -153,8 +157,16 @@ impl Scrub {
             let place = |index: usize| at.saturating_add(index as u64);
             let range = place(run.start)..place(run.end);
             for gap in allowed.gaps(&range).collect::<Vec<_>>() {
-                if let Some(part) = super::slice(bytes, at, &gap) {
-                    part.fill(b'x');
+                // A structure may begin right behind the text of a sector that is not its own.
+                let mut from = gap.start;
+                while from < gap.end {
+                    let to = (from / SECTOR).saturating_add(1).saturating_mul(SECTOR).min(gap.end);
+                    if let Some(part) = super::slice(bytes, at, &(from..to)) {
+                        let magic = MAGICS.iter().find(|magic| from.is_multiple_of(SECTOR) && part.starts_with(magic));
+                        let skip = magic.map_or(0, |magic| magic.len());
+                        part.iter_mut().skip(skip).for_each(|byte| *byte = b'x');
+                    }
+                    from = to;
                 }
             }
         }
