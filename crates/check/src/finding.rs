@@ -177,6 +177,25 @@ impl Findings {
         self.kept.values_mut().for_each(change);
     }
 
+    /// All of one code become another of the same severity: what is known only at the end changes what they mean.
+    pub fn recode(&mut self, from: &'static Code, to: &'static Code) {
+        let keys: Vec<_> = self.sums.keys().filter(|(name, _)| *name == from.name).copied().collect();
+        for (name, severity) in keys {
+            let Some(sum) = self.sums.remove(&(name, severity)) else { continue };
+            let all = self.sums.entry((to.name, severity)).or_default();
+            all.findings = all.findings.saturating_add(sum.findings);
+            all.errors = all.errors.saturating_add(sum.errors);
+        }
+        let kept = std::mem::take(&mut self.kept);
+        for ((host, guest, name, serial), mut finding) in kept {
+            let name = if name == from.name { to.name } else { name };
+            if finding.code == from {
+                finding.code = to;
+            }
+            self.kept.insert((host, guest, name, serial), finding);
+        }
+    }
+
     /// Single errors of a severity.
     #[must_use]
     pub fn errors(&self, severity: Severity) -> u64 {

@@ -62,6 +62,12 @@ pub(crate) fn explain(cx: &mut Context<'_>, side: &Side) {
         lost.into_iter().all(|orphan| !own(&orphan.data) && !zeroed.data.contains(&orphan.host))
     });
     tell_survey(cx, &geometry, &survey);
+    let mappings_gone = !survey.zeroed.is_empty()
+        || survey.overwritten.iter().any(|one| matches!(one.part, Part::L1 | Part::L2 { .. }));
+    if mappings_gone {
+        // Entries that make sense by themselves did not show it; what nothing refers to is what they mapped before.
+        cx.findings.recode(codes::CLUSTER_LEAKED, codes::CLUSTER_UNCLAIMED);
+    }
     let mut case = Case::new(cx, side, geometry, &survey, &orphans);
     case.overwritten();
     case.cut_off();
@@ -822,7 +828,11 @@ fn finish(cx: &mut Context<'_>, mut causes: Vec<Cause>, steps: BTreeSet<Step>) {
                 "or, on a copy, 'qemu-img check -r all' counts anew what the tables refer to; check the copy again afterwards".to_owned()
             }
             Step::Rebuild => continue,
-            Step::FreeLeaks => format!("nothing is urgent; while no machine uses the image, 'qemu-img check -r leaks {name}' gives the space back"),
+            Step::FreeLeaks => format!(
+                "nothing is urgent: leaks cost space, no data. Look at the guest's data first (mappings that were zeroed leave \
+                 leaks behind as well, and the leaked space is their only copy); then, on a copy or with a backup and no machine \
+                 running, 'qemu-img check -r leaks {name}' gives the space back"
+            ),
         };
         if !cx.next.contains(&words) {
             cx.next.push(words);

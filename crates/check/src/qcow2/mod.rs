@@ -85,7 +85,7 @@ fn clusters(cx: &mut Context<'_>, side: &Side, geometry: Geometry) {
     let threads = cx.options.threads.clamp(1, 64);
     let memory = cx.options.memory.max(MEMORY_MIN);
     let buffers = (threads as u64).saturating_add(1);
-    let buffer = (memory / 8).checked_div(buffers).unwrap_or(0).clamp(16 << 10, 256 << 10) & !4095;
+    let buffer = (memory / 8).checked_div(buffers).unwrap_or(0).clamp(16 << 10, 128 << 10) & !4095;
     let suspects = (memory / 16 / owners::SUSPECT_BYTES).clamp(8, cx.options.max_findings.max(8) as u64);
     let scope = Scope {
         image: cx.image,

@@ -191,7 +191,7 @@ crate::code::codes! {
         title: "a cluster is counted as in use, but nothing uses it",
         why: "wasted space; no data is affected",
         cause: "a crash between allocating a cluster and using it",
-        next: "'qemu-img check -r leaks' gives the space back",
+        next: "leave it, or look at the guest's data and then run 'qemu-img check -r leaks' on a copy: it gives the space back",
         spec: "qcow2, Host cluster management";
     CLUSTER_UNCLAIMED = "QCOW2-CLUSTER-UNCLAIMED", Leak,
         title: "a cluster is counted as in use, nothing refers to it, and mappings of the disk are damaged",
