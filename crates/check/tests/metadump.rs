@@ -286,3 +286,49 @@ fn no_dump_of_what_is_not_known_or_was_stopped_or_could_not_be_written() {
     let error = metadump(&image, &options, false, &Silent, &mut Full).unwrap_err();
     assert!(matches!(error, Error::Write(_)), "{error}");
 }
+
+/// A differencing VHD names its parent in its header, under a checksum, and by a path elsewhere.
+#[test]
+fn the_parent_of_a_vhd_is_blanked_under_its_checksum() {
+    let (_, mut bytes, _) = images().into_iter().find(|(label, ..)| *label == "vhd").unwrap();
+    let sum = |bytes: &[u8]| !bytes.iter().fold(0u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));
+    let name: Vec<u16> = "private parent.vhd".encode_utf16().collect();
+    let header = 512;
+    for (place, unit) in (header + 64..).step_by(2).zip(&name) {
+        bytes[place..place + 2].copy_from_slice(&unit.to_be_bytes());
+    }
+    bytes[header + 40] = 7;
+    // One locator; its path lies where this image has room behind its table.
+    let text = 0x800;
+    assert!(bytes[text..text + 512].iter().all(|byte| [0, 0xff].contains(byte)), "set-up");
+    let path: Vec<u8> = name.iter().flat_map(|unit| unit.to_le_bytes()).collect();
+    let locator = header + 576;
+    bytes[locator..locator + 4].copy_from_slice(b"W2ru");
+    bytes[locator + 4..locator + 8].copy_from_slice(&1u32.to_be_bytes());
+    bytes[locator + 8..locator + 12].copy_from_slice(&(path.len() as u32).to_be_bytes());
+    bytes[locator + 16..locator + 24].copy_from_slice(&(text as u64).to_be_bytes());
+    bytes[text..text + path.len()].copy_from_slice(&path);
+    let end = bytes.len() - 512;
+    for (from, len, at) in [(header, 1024, 36), (0, 512, 64), (end, 512, 64)] {
+        if at == 64 {
+            bytes[from + 60..from + 64].copy_from_slice(&4u32.to_be_bytes());
+        }
+        bytes[from + at..from + at + 4].fill(0);
+        let right = sum(&bytes[from..from + len]).to_be_bytes();
+        bytes[from + at..from + at + 4].copy_from_slice(&right);
+    }
+    let wide = |text: &str, big: bool| -> Vec<u8> {
+        text.encode_utf16().flat_map(|unit| if big { unit.to_be_bytes() } else { unit.to_le_bytes() }).collect()
+    };
+    assert_eq!(wrong(&bytes, None), None);
+    let image = MemorySource(bytes);
+    let (kept, _) = dump(&image, &Options::default(), true);
+    let (blanked, _) = dump(&image, &Options::default(), false);
+    for big in [true, false] {
+        assert!(holds(&kept.bytes[..1 << 13], &wide("private", big)), "big endian: {big}");
+        assert!(!holds(&blanked.bytes[..1 << 13], &wide("private", big)), "big endian: {big}");
+    }
+    let report = check(&MemorySource(blanked.bytes), &Options::default(), &Silent);
+    assert!(!report.findings.iter().any(|one| one.code.name.contains("CHECKSUM")), "{:?}", report.findings);
+    assert_eq!(report.references[0].name, "xxxxxxxxxxxxxx.xxx");
+}
