@@ -147,7 +147,10 @@ fn each_verdict_has_its_words() {
     report.numbers.leaks = 3;
     assert_eq!(first(&report), "disk.qcow2: leaks only: 3 leaks; no guest data is known to be affected");
     report.host.as_mut().unwrap().totals[Class::Leaked as usize] = 192 << 10;
-    assert_eq!(first(&report), "disk.qcow2: leaks only: 192 KiB of the file wasted; no guest data is known to be affected");
+    assert_eq!(
+        first(&report),
+        "disk.qcow2: leaks only: 192 KiB of the file wasted; no guest data is known to be affected"
+    );
     let mut report = empty(Verdict::Damaged);
     report.numbers.corruptions = 1;
     assert_eq!(first(&report), "disk.qcow2: damaged: 1 error; no guest data is known to be lost");
