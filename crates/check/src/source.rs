@@ -127,7 +127,7 @@ impl Source for FileSource {
         let data = match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(at)) {
             Ok(data) => data,
             Err(rustix::io::Errno::NXIO) => return None,
-            Err(_) => return (at < self.len).then(|| at..self.len),
+            Err(_) => return (at < self.len).then_some(at..self.len),
         };
         let hole = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Hole(data)).unwrap_or(self.len);
         Some(data..hole.max(data))

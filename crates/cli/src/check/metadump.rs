@@ -81,7 +81,7 @@ fn tell(file: &Path, len: u64, keep_names: bool, dumped: &Dumped) {
         (false, many) => format!("{many} names were blanked"),
     };
     eprintln!(
-        "metadump: '{}' holds {} of metadata of {}, and no guest data; {names}",
+        "metadump: '{}' holds {} of metadata of {} and none of its data clusters; {names}",
         file.display(),
         human_size(dumped.bytes),
         human_size(len)

@@ -88,6 +88,9 @@ pub(crate) struct Args {
     ddrescue_map: Option<PathBuf>,
 
     /// Write all metadata of the image, and no guest data, into a new sparse file on which check says the same
+    ///
+    /// Data clusters are never in it. Where a guest's data has overwritten a table, words that could be pointers stay, since
+    /// the answer depends on them, and text is blanked: look at such a file before you hand it on.
     #[arg(long, value_name = "FILE")]
     metadump: Option<PathBuf>,
 
