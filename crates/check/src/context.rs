@@ -147,7 +147,6 @@ impl<'a> Context<'a> {
             }
             Ok(_) => {}
             Err(error) => {
-                self.numbers.check_errors = self.numbers.check_errors.saturating_add(1);
                 buf.fill(0);
                 // What can be read sector by sector is not given up with its neighbours.
                 let mut bad: RangeSet<u64> = RangeSet::new();
@@ -157,6 +156,10 @@ impl<'a> Context<'a> {
                         sector.fill(0);
                         bad.insert(start..start.saturating_add(sector.len() as u64));
                     }
+                }
+                // A medium that gives everything at the second try has hidden nothing.
+                if !bad.is_empty() {
+                    self.numbers.check_errors = self.numbers.check_errors.saturating_add(1);
                 }
                 for range in bad.iter() {
                     let words = format!("{what}: reading {:#x}..{:#x} failed: {error}", range.start, range.end);

@@ -397,7 +397,20 @@ impl Walker {
     fn orphan_tables(&mut self, cx: &mut Context<'_>, clusters: Range<u64>) {
         let header = self.header;
         let mut at = clusters.start;
+        let mut data = 0..0;
         while at.saturating_add(header.table) <= clusters.end && self.probes < PROBES_MAX && !cx.stopped() {
+            // A hole holds no table, however long it is.
+            if !data.contains(&at) {
+                data = match cx.image.next_data(at) {
+                    Some(next) => next,
+                    None => break,
+                };
+                let skipped = data.start.saturating_sub(at);
+                at = at.saturating_add(skipped.saturating_sub(skipped.checked_rem(header.cluster).unwrap_or(0)));
+                if skipped >= header.cluster {
+                    continue;
+                }
+            }
             self.probes = self.probes.saturating_add(1);
             let mut named = 0u64;
             let mut start = 0u64;
