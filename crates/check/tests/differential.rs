@@ -135,8 +135,23 @@ const QEMU_CALLS_CLEAN: &[(&str, &[&str])] = &[
     ("QED: what it counts but does not judge", &["QED-CLUSTER-TWICE", "QED-TABLE-TWICE"]),
 ];
 
-/// What QEMU says when another file that the image names is the reason, not the image.
-const OTHER_FILE: [&str; 4] = ["No such file", "Unknown driver", "requires a file name", "File name too long"];
+/// What `qemu-img check` says when it can not answer (4.4) for a reason that does not make the image a damaged one.
+const NO_ANSWER: &[(&str, &[&str])] = &[
+    (
+        "another file that the image names is not there, or is none",
+        &["No such file", "Unknown driver", "requires a file name", "File name too long", "'data-file' is required"],
+    ),
+    ("the key is not there", &["encrypt.key-secret"]),
+    (
+        "the place of a snapshot table, of an image without snapshots (Q-H9: ignored)",
+        &["snapshot table offset invalid"],
+    ),
+    ("a bitmap of a disk whose size is no multiple of a sector, which is warned of", &["Could not read bitmap"]),
+];
+
+fn no_answer(qemu: &Opinion) -> bool {
+    NO_ANSWER.iter().flat_map(|(_, words)| *words).any(|words| qemu.words.contains(words))
+}
 
 fn known(code: &str) -> bool {
     QEMU_CALLS_CLEAN.iter().any(|(_, codes)| codes.contains(&code))
@@ -162,8 +177,7 @@ fn objection(report: &Report, qemu: &Opinion) -> Option<String> {
         (2, _) => return wrong("it says corrupt"),
         (3, _) => return wrong("it says leaks"),
         (0, 1) if report.not_checked.is_empty() => return wrong("undecided without a reason"),
-        // Another file that the image names is not there: no judgement of this one.
-        (1, 0) if OTHER_FILE.iter().any(|words| qemu.words.contains(words)) => {}
+        (1, 0) if no_answer(qemu) => {}
         // An extent of a disk of several files has no descriptor; QEMU does not open it alone.
         (1, 0) if report.not_checked.iter().any(|line| line.contains("none of its own")) => {}
         (1 | ..0, 0) => return wrong("it refuses or dies"),
