@@ -235,7 +235,7 @@ fn compare(format: Format, count: u64, sound: bool, make: impl Fn(u64) -> (Spars
         }
     };
     std::thread::scope(|scope| {
-        scope.spawn(&work);
+        scope.spawn(work);
         work();
     });
     let wrong = wrong.into_inner().unwrap();
