@@ -65,7 +65,7 @@ fn change(bytes: &mut Vec<u8>, other: &[u8], dice: &mut Dice) {
         let at = dice.index(bytes.len());
         match dice.below(8) {
             0 => bytes[at] ^= 1 << dice.below(8),
-            1 => bytes[at] = dice.next() as u8,
+            1 => bytes[at] = dice.next().to_le_bytes()[0],
             2 | 3 => {
                 let value = *dice.of(&[0, 1, u64::MAX, 1 << 63, 0x7fff_ffff, 0xffff_ffff, 1 << 32, 0x200, 0x1_0000]);
                 let width = *dice.of(&[2usize, 4, 8]);

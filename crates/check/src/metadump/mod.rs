@@ -1,16 +1,16 @@
 //! Metadumps: what of an image a check reads of its metadata, and nothing of its guest.
 //!
 //! Model: the answer of a check depends on the bytes it reads. So a check is run over a source that takes note of them
-//! ([`record`]), and told to draw the map of the file, which says what each byte is. Dumped is what was read *and* is metadata.
+//! (`record`), and told to draw the map of the file, which says what each byte is. Dumped is what was read *and* is metadata.
 //! Guest data, compressed data, VM state, leaked and free space are left out, read or not.
 //!
 //! Two stretches that are no metadata are needed for the same answer, and blanked. Outside qcow2, whether space that nobody
 //! claims is zero tells leaks from room never used: what was read of it and is not zero is filled with one byte. And a table
 //! that something else was written over may hold a guest's bytes: words that can not be pointers are replaced by one that is
-//! wrong in the same way, and text is blanked wherever the format has none ([`scrub`]). Of a compressed grain of VMDK the
+//! wrong in the same way, and text is blanked wherever the format has none (`scrub`). Of a compressed grain of VMDK the
 //! marker before it is metadata: the 12 bytes at each place a grain table names are dumped, not the grain.
 //!
-//! Names ([`names`]) become other names of the same length, different ones where they were different. Checksums over them that
+//! Names (`names`) become other names of the same length, different ones where they were different. Checksums over them that
 //! were right are right again.
 //!
 //! Memory: ranges read and ranges of metadata, up to a quarter of [`Options::memory`] each. A check that reads more pieces

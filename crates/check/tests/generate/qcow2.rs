@@ -311,7 +311,7 @@ impl Writer<'_> {
         }
         // The counts count themselves.
         let others: u64 = 1 + things.iter().map(|(_, clusters)| clusters).sum::<u64>();
-        let per_block = self.cluster * 8 >> self.plan.refcount_order;
+        let per_block = (self.cluster * 8) >> self.plan.refcount_order;
         let mut blocks = 0;
         let mut table = 1;
         loop {
@@ -538,7 +538,7 @@ impl Writer<'_> {
                 Entry::Data(data, zero, bits) => {
                     bitmap = bits;
                     let place = if self.plan.external {
-                        (first + entry as u64) * self.cluster | COPIED
+                        ((first + entry as u64) * self.cluster) | COPIED
                     } else {
                         let place = self.place(Thing::Data(data));
                         let single = counts[(place / self.cluster) as usize] == 1;
@@ -632,7 +632,7 @@ impl Writer<'_> {
 
     fn write_counts(&mut self, counts: &[u64]) {
         let order = self.plan.refcount_order;
-        let per_block = self.cluster * 8 >> order;
+        let per_block = (self.cluster * 8) >> order;
         let table = self.place(Thing::RefcountTable);
         let blocks = self.blocks();
         for index in 0..blocks {
