@@ -1,7 +1,7 @@
 //! From many findings to the few things that happened, and to what is safe to do next.
 //!
-//! A damaged image is looked at twice ([`survey`](super::survey)): what lies in its tables now, and what lies in the clusters
-//! without an owner ([`orphans`](super::orphans)). Then each finding is given to the first cause that explains it:
+//! A damaged image is looked at twice ([`super::survey`]): what lies in its tables now, and what lies in the clusters
+//! without an owner ([`super::orphans`]). Then each finding is given to the first cause that explains it:
 //! 1. tables were overwritten, cause by cause of what lies there now, with all that follows from their senseless entries;
 //! 2. the file was cut off: everything past its end, and what the tables beyond mapped;
 //! 3. entries were zeroed: tables and data that lost their owner;

@@ -1,7 +1,7 @@
 //! A second look at the tables of a damaged image: not what their entries say, but what lies there now.
 //!
 //! Order: L1 table, L2 tables by place in the file, refcount blocks by place. Sectors that hold something else are recognised
-//! ([`shape`](super::shape)); sectors of an L2 table that are zero are compared with the clusters nothing refers to: where these
+//! ([`super::shape`]); sectors of an L2 table that are zero are compared with the clusters nothing refers to: where these
 //! are the very ones that would follow the entries beside, the entries were there.
 //!
 //! Only damaged images are looked at twice, so a sound one pays nothing.
