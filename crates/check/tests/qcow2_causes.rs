@@ -109,6 +109,45 @@ fn sectors_of_a_table_zeroed() {
     }
 }
 
+/// After years of random writes no neighbour tells where a cluster lies: as many clusters without an owner as entries in
+/// holes that end at sectors are what is left to go by. Holes of another kind are no damage.
+#[test]
+fn sectors_of_a_shuffled_table_zeroed() {
+    let image = Image::create("256M", "preallocation=metadata");
+    let table = image.l2s()[0];
+    let mut entries: Vec<[u8; 8]> =
+        image.read(table, 4096 * 8).chunks_exact(8).map(|one| one.try_into().unwrap()).collect();
+    for last in (1..entries.len()).rev() {
+        entries.swap(last, (last * 7919 + 13) % (last + 1));
+    }
+    image.write(table, &entries.concat());
+    let sound = image.check();
+    assert_eq!(sound.verdict, Verdict::Healthy, "{}", story(&sound));
+    for (name, sectors) in
+        [("one", vec![5u64]), ("first and others", vec![0, 9, 10, 40]), ("a page", (16..24).collect())]
+    {
+        let image = image.copy();
+        for sector in &sectors {
+            image.zero(table + sector * 512..table + (sector + 1) * 512);
+        }
+        assert_eq!(image.qemu_status(), 3, "{name}: leaks only, says qemu-img");
+        let report = image.check();
+        let words = format!("zeroes where {} entries were", sectors.len() * 64);
+        expect_cause(name, &report, Verdict::Damaged, &[&words]);
+        let lost = joined(sectors.iter().map(|sector| sector * 4 * MIB..(sector + 1) * 4 * MIB).collect());
+        assert_eq!(report.lost.ranges, lost, "{name}\n{}", story(&report));
+        assert_eq!(report.causes.len(), 1, "{name}\n{}", story(&report));
+        expect_next(name, &report, "do not run 'qemu-img check -r leaks'");
+        expect_no_next(name, &report, "gives the space back");
+    }
+    // Entries that do not end at a sector: nothing tells them from what was never written.
+    let odd = image.copy();
+    odd.zero(table + 1000 * 8..table + 1100 * 8);
+    let report = odd.check();
+    assert!(!has(&report, "QCOW2-LOST-L2-ENTRIES"), "{}", story(&report));
+    assert_eq!(report.verdict, Verdict::Leaks);
+}
+
 /// The tables are all there, nobody says where.
 #[test]
 fn l1_entries_zeroed() {

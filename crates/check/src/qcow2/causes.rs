@@ -107,15 +107,21 @@ fn tell_survey(cx: &mut Context<'_>, geometry: &Geometry, survey: &Survey) {
             )
         };
         let (start, end) = (zeroed.data.start, zeroed.data.end);
-        let words = format!("{which} that belong there, {start:#x}..{end:#x}, are counted as in use by nobody");
-        cx.find(
-            Finding::new(recover::L2_ZEROED, words)
-                .host(zeroed.host.clone())
-                .guest(zeroed.guest.clone())
-                .host(zeroed.data.clone())
-                .count(count)
-                .confidence(Confidence::Likely),
-        );
+        let scattered = zeroed.data.is_empty();
+        let words = if scattered {
+            format!("{which} that belong there are among those counted as in use by nobody, which are as many")
+        } else {
+            format!("{which} that belong there, {start:#x}..{end:#x}, are counted as in use by nobody")
+        };
+        let mut finding = Finding::new(recover::L2_ZEROED, words)
+            .host(zeroed.host.clone())
+            .guest(zeroed.guest.clone())
+            .count(count)
+            .confidence(Confidence::Likely);
+        if !scattered {
+            finding = finding.host(zeroed.data.clone());
+        }
+        cx.find(finding);
     }
     if let Some(more) = survey.zeroed.get(TOLD_MAX..).filter(|more| !more.is_empty()) {
         let count = more.iter().fold(0u64, |all, one| all.saturating_add(one.count));
@@ -459,10 +465,11 @@ impl<'c> Case<'c> {
     fn zeroed(&mut self) {
         if !self.survey.zeroed.is_empty() {
             let data = join_all(self.survey.zeroed.iter().map(|one| one.data.clone()));
+            let scattered = self.survey.zeroed.iter().any(|one| one.data.is_empty());
             let mut explained = self.take(|brief| {
                 brief.code == recover::L2_ZEROED
                     || (brief.code == codes::CLUSTER_LEAKED || brief.code == codes::CLUSTER_UNCLAIMED)
-                        && brief.host.as_ref().is_some_and(|host| touches(&data, host))
+                        && (scattered || brief.host.as_ref().is_some_and(|host| touches(&data, host)))
             });
             let hosts = join_all(self.survey.zeroed.iter().map(|one| one.host.clone()));
             let tables: BTreeSet<u64> = self.survey.zeroed.iter().map(|one| one.table).collect();

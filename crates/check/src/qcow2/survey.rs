@@ -65,7 +65,7 @@ pub(crate) struct Zeroed {
     pub(crate) count: u64,
     pub(crate) host: Range<u64>,
     pub(crate) guest: Range<u64>,
-    /// The clusters that would be theirs.
+    /// The clusters that would be theirs; empty where they are somewhere among all clusters without an owner (`scattered`).
     pub(crate) data: Range<u64>,
 }
 
@@ -209,6 +209,7 @@ fn l2_tables(
 ) -> Result<(), Full> {
     let (cluster, file_len) = (geometry.cluster_size(), cx.file_len());
     let lost_data = cx.vacant.counted() >= cluster.saturating_mul(8);
+    let mut holes: Vec<Zeroed> = Vec::new();
     all.tables = tables.len() as u64;
     for (done, named) in tables.iter().enumerate() {
         if cx.stopped() {
@@ -259,9 +260,64 @@ fn l2_tables(
                 let guest = guest_of(&entries);
                 note(&mut all.zeroed, Zeroed { l1_index: named.index, table, entries, count, host, guest, data });
             }
+            for entries in holes_in(bytes, per_entry, limit) {
+                let at = |entry: u64| table.saturating_add(entry.saturating_mul(per_entry));
+                let (host, guest) = (at(entries.start)..at(entries.end), guest_of(&entries));
+                let count = entries.end.saturating_sub(entries.start);
+                note(&mut holes, Zeroed { l1_index: named.index, table, entries, count, host, guest, data: 0..0 });
+            }
         }
     }
+    scattered(cx, geometry, holes, all);
     Ok(())
+}
+
+/// Sectors of zeroes in the midst of sectors without one: entries. What a guest never wrote does not end at sectors of the
+/// table, all but by chance.
+fn holes_in(bytes: &[u8], per_entry: u64, limit: u64) -> Vec<Range<u64>> {
+    let per_sector = (SECTOR as u64).checked_div(per_entry).unwrap_or(1).max(1);
+    let entry_len = usize::try_from(per_entry).unwrap_or(8);
+    // Zero, full, or neither.
+    let kinds: Vec<(bool, bool)> = bytes
+        .chunks(SECTOR)
+        .map(|sector| (is_zero(sector), sector.chunks(entry_len).all(|entry| be_u64(entry, 0) != 0)))
+        .collect();
+    let kind = |at: usize| kinds.get(at).copied();
+    let mut found = Vec::new();
+    let mut first = 0usize;
+    while first < kinds.len() {
+        let zero = kinds.iter().skip(first).take_while(|(zero, _)| *zero).count();
+        let next = first.saturating_add(zero);
+        let entries = (first as u64).saturating_mul(per_sector)..(next as u64).saturating_mul(per_sector);
+        let before = first.checked_sub(1).map(|at| kind(at).is_some_and(|(_, full)| full));
+        let after = kind(next).map(|(_, full)| full);
+        // At an end of the table one neighbour has to do; a table without any is another matter.
+        let amid = before.unwrap_or(true) && after.unwrap_or(true) && (before, after) != (None, None);
+        if zero > 0 && amid && entries.end <= limit {
+            found.push(entries);
+        }
+        first = next.max(first).saturating_add(1);
+    }
+    found
+}
+
+/// Holes whose clusters can not be told from each other, since data lies in the file in the order of a guest's writes: if
+/// there are about as many clusters without an owner as there are entries in all holes together, these were the owners.
+fn scattered(cx: &Context<'_>, geometry: &Geometry, mut holes: Vec<Zeroed>, all: &mut Survey) {
+    let room = PLACES_MAX.saturating_sub(all.zeroed.len());
+    let told = |hole: &Zeroed| {
+        all.zeroed.iter().any(|other| other.host.start < hole.host.end && hole.host.start < other.host.end)
+    };
+    // More holes than are kept: their sum is not known.
+    let known = holes.len() < PLACES_MAX;
+    holes.retain(|hole| !told(hole));
+    let entries = holes.iter().fold(0u64, |sum, hole| sum.saturating_add(hole.count));
+    let found = all.zeroed.iter().fold(0u64, |sum, zeroed| sum.saturating_add(zeroed.count));
+    let clusters = (cx.vacant.counted() >> geometry.cluster_bits).saturating_sub(found);
+    let fits = clusters >= entries.saturating_sub(entries / 4) && clusters <= entries.saturating_add(entries / 4);
+    if known && entries > 0 && fits {
+        all.zeroed.extend(holes.into_iter().take(room));
+    }
 }
 
 /// Sectors of zeroes in a table whose clusters are in the file without an owner: entries, clusters, how many.
