@@ -1,8 +1,8 @@
 //! The transmission phase of one connection.
 //!
 //! One poll takes everything that is there: finished requests, as many new ones as the receive buffer holds, one write
-//! for each [`SEND_AT`] bytes of replies composed, one read. A read the device can answer at once goes straight into the send buffer; what
-//! has to wait becomes a future among the connection's own.
+//! for each [`SEND_AT`] bytes of replies composed, one read. A read the device can answer at once goes straight into the
+//! send buffer; what has to wait becomes a future among the connection's own.
 //!
 //! Invariants:
 //! - A reply is composed after its request is carried out, so no success is ever announced and then taken back.
