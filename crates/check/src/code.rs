@@ -1,4 +1,5 @@
-//! The catalogue of finding codes: stable names, what each one means, and where the specification says so.
+//! What a finding's code is: a stable name, what it means, and where the specification says so; and the codes every format
+//! shares. Each format declares its own, [`crate::catalogue`] lists them all.
 
 use std::fmt;
 
@@ -89,29 +90,6 @@ macro_rules! codes {
     };
 }
 pub(crate) use codes;
-
-/// Every code there is, format by format.
-pub fn all() -> impl Iterator<Item = &'static Code> {
-    let formats: [&[&Code]; 10] = [
-        general::ALL,
-        crate::qcow2::codes::structure::ALL,
-        crate::qcow2::codes::mapping::ALL,
-        crate::qcow2::codes::recover::ALL,
-        crate::vdi::codes::ALL,
-        crate::vmdk::codes::ALL,
-        crate::vhd::codes::ALL,
-        crate::vhdx::codes::ALL,
-        crate::parallels::codes::ALL,
-        crate::qed::codes::ALL,
-    ];
-    formats.into_iter().flatten().copied()
-}
-
-/// The code of this name, in any case.
-#[must_use]
-pub fn find(name: &str) -> Option<&'static Code> {
-    all().find(|code| code.name.eq_ignore_ascii_case(name))
-}
 
 /// Codes every format shares.
 pub mod general {

@@ -22,10 +22,11 @@
 //! - No broken part ends the run: what can still be read is still checked, what can not is listed as not checked.
 //!
 //! Reading order: [`source`], [`code`], [`finding`], [`map`], [`report`]; then `context`, which an analyser is handed; then
-//! one module per format.
+//! one module per format; [`catalogue`] lists the codes of all of them.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
+pub mod catalogue;
 pub mod checkpoint;
 pub mod code;
 pub mod diff;

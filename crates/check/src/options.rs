@@ -46,7 +46,22 @@ impl Assume {
     #[must_use]
     pub fn known(format: Format) -> &'static [&'static str] {
         match format {
-            Format::Qcow2 => crate::qcow2::ASSUMABLE,
+            Format::Qcow2 => &[
+                "version",
+                "cluster_bits",
+                "size",
+                "crypt_method",
+                "l1_size",
+                "l1_offset",
+                "refcount_table_offset",
+                "refcount_table_clusters",
+                "nb_snapshots",
+                "snapshots_offset",
+                "refcount_order",
+                "compression_type",
+                "external_data",
+                "extended_l2",
+            ],
             Format::Vdi => &["block_size", "blocks", "data_offset", "map_offset", "size"],
             Format::Vmdk => &["capacity", "gd", "grain", "gtes", "rgd"],
             Format::Vhd => &["block_size", "entries", "size", "table_offset"],

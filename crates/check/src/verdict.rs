@@ -1,6 +1,7 @@
 //! From findings to a verdict, causes and the next step.
 
-use crate::code::{self, Severity};
+use crate::catalogue;
+use crate::code::Severity;
 use crate::context::Context;
 use crate::finding::{Confidence, Findings};
 use crate::report::{Cause, Verdict};
@@ -24,7 +25,7 @@ pub(crate) fn fill_causes(cx: &mut Context<'_>) {
         if severity < Severity::Leak || cx.causes.iter().any(|cause| cause.codes.contains(&name)) {
             continue;
         }
-        let Some(code) = code::find(name) else { continue };
+        let Some(code) = catalogue::find(name) else { continue };
         let of_code = || cx.findings.iter().filter(|finding| finding.code == code);
         let cause = Cause {
             what: format!("{}; usual cause: {}", code.title, code.cause),
@@ -53,7 +54,7 @@ pub(crate) fn fill_next(cx: &mut Context<'_>, verdict: Verdict) {
     let mut codes: Vec<_> = cx.findings.sums().filter(|(_, severity, _)| *severity >= least).collect();
     codes.sort_by_key(|(_, severity, sum)| std::cmp::Reverse((*severity, sum.errors)));
     for (name, _, _) in codes.into_iter().take(3) {
-        if let Some(code) = code::find(name)
+        if let Some(code) = catalogue::find(name)
             && !cx.next.iter().any(|line| line == code.next)
         {
             cx.next.push(code.next.to_owned());

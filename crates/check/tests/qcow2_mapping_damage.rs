@@ -13,7 +13,7 @@ mod qcow2_mapping_support;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use blkproof_check::{Options, Verdict, code};
+use blkproof_check::{Options, Verdict, catalogue};
 use qcow2_mapping_support::{Bench, Bytes, COPIED, codes, consistent};
 
 /// Exit status of `qemu-img check` where it differs from ours, with the reason.
@@ -622,7 +622,7 @@ fn damage_is_found_named_and_placed() {
     assert!(wrong.is_empty(), "{wrong}");
     // No code of the mapping is there for nothing.
     let ours = ["QCOW2-L1-", "QCOW2-L2-", "QCOW2-REFTABLE-", "QCOW2-REFCOUNT-", "QCOW2-CLUSTER-", "QCOW2-STREAM-"];
-    let never: Vec<&str> = code::all()
+    let never: Vec<&str> = catalogue::all()
         .map(|code| code.name)
         .filter(|name| ours.iter().any(|prefix| name.starts_with(prefix)) && !raised.contains(name))
         .collect();

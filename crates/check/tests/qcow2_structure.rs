@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use blkproof_check::source::MemorySource;
 use blkproof_check::watch::Silent;
-use blkproof_check::{Assume, Format, Options, Report, Verdict, check, code};
+use blkproof_check::{Assume, Format, Options, Report, Verdict, catalogue, check};
 
 const SECRET: &str = "secret,id=s,data=blkproof";
 const CLUSTER: usize = 1 << 16;
@@ -447,7 +447,7 @@ fn structure() -> impl Iterator<Item = &'static str> {
     let part = |name: &str| {
         name.strip_prefix("QCOW2-").is_some_and(|rest| PARTS.iter().any(|part| rest.starts_with(&format!("{part}-"))))
     };
-    code::all().map(|code| code.name).filter(move |name| part(name) && *name != "QCOW2-SNAPSHOT-ONLY")
+    catalogue::all().map(|code| code.name).filter(move |name| part(name) && *name != "QCOW2-SNAPSHOT-ONLY")
 }
 
 #[test]

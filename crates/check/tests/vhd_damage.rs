@@ -9,7 +9,8 @@ use std::ops::Range;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use blkproof_check::code::{self, Severity};
+use blkproof_check::catalogue;
+use blkproof_check::code::Severity;
 use blkproof_check::source::{MemorySource, Source};
 use blkproof_check::watch::Silent;
 use blkproof_check::{Format, Options, Report, Verdict, check};
@@ -333,7 +334,7 @@ fn each_damage_is_named() {
         let agree = (qemu == Opens) == matches!(case.verdict, Verdict::Healthy | Verdict::Leaks);
         assert_ne!(agree, !case.differs.is_empty(), "{}: a difference has a reason, and only that", case.name);
     }
-    let all: BTreeSet<_> = code::all().map(|code| code.name).filter(|name| name.starts_with("VHD-")).collect();
+    let all: BTreeSet<_> = catalogue::all().map(|code| code.name).filter(|name| name.starts_with("VHD-")).collect();
     assert_eq!(raised, all, "every code is raised by some case");
 }
 

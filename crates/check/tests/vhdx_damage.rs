@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use blkproof_check::code::{self, Severity};
+use blkproof_check::catalogue;
+use blkproof_check::code::Severity;
 use blkproof_check::map::GuestState;
 use blkproof_check::source::{FileSource, Source};
 use blkproof_check::watch::Silent;
@@ -309,7 +310,7 @@ fn each_damage_is_named() {
         raised.extend(got.into_iter().map(|(name, _)| name));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    let all: BTreeSet<_> = code::all().map(|code| code.name).filter(|name| name.starts_with("VHDX-")).collect();
+    let all: BTreeSet<_> = catalogue::all().map(|code| code.name).filter(|name| name.starts_with("VHDX-")).collect();
     assert_eq!(raised, all, "every code is raised by some case");
 }
 

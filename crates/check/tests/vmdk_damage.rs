@@ -18,7 +18,7 @@ mod vmdk_support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use blkproof_check::{Assume, Format, Options, Report, Verdict, code};
+use blkproof_check::{Assume, Format, Options, Report, Verdict, catalogue};
 use vmdk_support::{create, look, maps_are_whole, must, qemu_check, run, told};
 
 const MIB: u64 = 1 << 20;
@@ -895,7 +895,7 @@ fn every_damage_is_named_with_what_is_lost() {
     assert!(wrong.is_empty(), "{} rows:\n{}", wrong.len(), wrong.join("\n\n"));
     raised.extend(descriptors(dir.path()));
     let all: BTreeSet<&'static str> =
-        code::all().map(|one| one.name).filter(|name| name.starts_with("VMDK-")).collect();
+        catalogue::all().map(|one| one.name).filter(|name| name.starts_with("VMDK-")).collect();
     let missing: Vec<_> = all.difference(&raised).collect();
     assert!(missing.is_empty(), "no image raises {missing:?}");
 }

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use blkproof_block::graph::nearest;
-use blkproof_check::code;
+use blkproof_check::catalogue;
 use blkproof_report::{Style, explain};
 
 use crate::messages::print_error;
@@ -32,7 +32,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     let mut text = String::new();
     let mut unknown = false;
     for (number, name) in args.codes.iter().enumerate() {
-        match code::find(name) {
+        match catalogue::find(name) {
             Some(code) => {
                 if number > 0 {
                     text.push('\n');
@@ -64,9 +64,9 @@ fn print_unknown(name: &str) {
     const MOST: usize = 8;
     let word = name.to_ascii_uppercase();
     eprintln!("error: there is no code '{name}'");
-    let mut alike: Vec<&str> = code::all().map(|code| code.name).filter(|known| known.contains(&word)).collect();
+    let mut alike: Vec<&str> = catalogue::all().map(|code| code.name).filter(|known| known.contains(&word)).collect();
     if alike.is_empty() {
-        let near = nearest(&word, code::all().map(|code| code.name));
+        let near = nearest(&word, catalogue::all().map(|code| code.name));
         match near {
             Some(near) => eprintln!("hint: did you mean {near}?"),
             None => eprintln!("hint: `blkproof explain --list` shows all of them"),

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use blkproof_check::code::{self, Code};
+use blkproof_check::catalogue;
+use blkproof_check::code::Code;
 
 use crate::{Style, text};
 
@@ -26,9 +27,9 @@ pub fn code(code: &Code, style: Style, width: usize) -> String {
 /// All codes, a line each.
 #[must_use]
 pub fn list() -> String {
-    let width = code::all().map(|code| code.name.len()).max().unwrap_or(0);
+    let width = catalogue::all().map(|code| code.name.len()).max().unwrap_or(0);
     let mut out = String::new();
-    for code in code::all() {
+    for code in catalogue::all() {
         let _ = writeln!(out, "{:width$}  {:10}  {}", code.name, code.severity.to_string(), code.title);
     }
     out

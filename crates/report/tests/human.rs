@@ -1,7 +1,8 @@
 //! The human report: what stands where, and what is left out.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::single_range_in_vec_init)]
 
-use blkproof_check::code::{self, Severity};
+use blkproof_check::catalogue;
+use blkproof_check::code::Severity;
 use blkproof_check::finding::{Confidence, Finding, Sum};
 use blkproof_check::map::{Class, GuestMap, GuestState, HostMap, Owner};
 use blkproof_check::report::{Cause, Lost, Numbers, Reference};
@@ -42,8 +43,8 @@ fn shown(report: &Report, show: &Show) -> String {
 }
 
 fn damaged() -> Report {
-    let unreadable = code::find("IMAGE-UNREADABLE").unwrap();
-    let changed = code::find("IMAGE-CHANGED").unwrap();
+    let unreadable = catalogue::find("IMAGE-UNREADABLE").unwrap();
+    let changed = catalogue::find("IMAGE-CHANGED").unwrap();
     let finding = |index: u64| {
         let at = index << 16;
         let words = format!("the L2 table at {at:#x}: reading {at:#x}..{:#x} failed: I/O error", at + 0x10000);

@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
-use blkproof_check::code;
+use blkproof_check::catalogue;
 use blkproof_check::finding::Finding;
 use blkproof_check::map::{Class, HostMap};
 use blkproof_check::report::{Lost, Numbers};
@@ -76,7 +76,7 @@ impl Shared {
 fn printed(streams: Streams) -> (String, String) {
     let (out, err) = (Shared::default(), Shared::default());
     let printer = Printer::new(streams, out.clone(), err.clone());
-    let problem = Finding::new(code::find("IMAGE-UNREADABLE").unwrap(), "reading 0x20000 failed").count(3);
+    let problem = Finding::new(catalogue::find("IMAGE-UNREADABLE").unwrap(), "reading 0x20000 failed").count(3);
     let entry = |class, index, raw, value, flags, flawed| Event::Entry {
         class,
         table: 0x30000,

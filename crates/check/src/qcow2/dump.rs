@@ -11,11 +11,12 @@ use std::collections::BTreeSet;
 
 use crate::budget::Budget;
 use crate::bytes::{be_u64, is_zero};
-use crate::code::{self, Severity};
+use crate::code::Severity;
 use crate::context::Context;
 use crate::map::Class;
 use crate::watch::{Event, Wants};
 
+use super::codes;
 use super::header::{Geometry, Header};
 use super::side::{Side, Table};
 
@@ -149,7 +150,7 @@ impl Dump<'_, '_> {
             self.info(&format!("{} more findings of this section; --max-findings", all.saturating_sub(shown)));
         }
         if self.shows(Wants::CONFIRM) && !cut {
-            for code in code::all().filter(|code| Section::of(code.name) == Some(section)) {
+            for code in codes::all().filter(|code| Section::of(code.name) == Some(section)) {
                 if findings.errors_of(code) == 0 {
                     self.tell(&Event::Confirm(&format!("not seen: {} [{}]", code.title, code.name)));
                 }
@@ -562,7 +563,7 @@ mod tests {
         ] {
             assert_eq!(Section::of(code), section, "{code}");
         }
-        let used = |section| code::all().any(|code| Section::of(code.name) == Some(section));
+        let used = |section| codes::all().any(|code| Section::of(code.name) == Some(section));
         for section in [Section::Header, Section::HeaderV3, Section::RefcountTable, Section::L1, Section::L2] {
             assert!(used(section), "{section:?} has codes");
         }

@@ -14,6 +14,7 @@ use crate::code::Severity;
 use crate::context::Context;
 use crate::finding::Finding;
 use crate::options::Assume;
+use crate::probe::Format;
 
 use super::codes::structure as codes;
 use super::guess;
@@ -34,24 +35,6 @@ const FIRST_LEN: u64 = 2 << 20;
 pub(crate) const CLUSTER_BITS_MAX: u32 = 21;
 const L1_LEN_MAX: u64 = 32 << 20;
 const REFTABLE_LEN_MAX: u64 = 8 << 20;
-
-/// Names `Options::assume` may give for this format.
-pub(crate) const ASSUMABLE: &[&str] = &[
-    "version",
-    "cluster_bits",
-    "size",
-    "crypt_method",
-    "l1_size",
-    "l1_offset",
-    "refcount_table_offset",
-    "refcount_table_clusters",
-    "nb_snapshots",
-    "snapshots_offset",
-    "refcount_order",
-    "compression_type",
-    "external_data",
-    "extended_l2",
-];
 
 pub(crate) const DIRTY: u64 = 1;
 pub(crate) const CORRUPT: u64 = 1 << 1;
@@ -363,7 +346,8 @@ fn recognise(bytes: &[u8]) -> String {
 
 fn assume(cx: &mut Context<'_>, header: &mut Header, dead: bool, replaced: &mut BTreeSet<&'static str>) {
     let assumed: &Assume = &cx.options.assume;
-    for name in ASSUMABLE {
+    let assumable = Assume::known(Format::Qcow2);
+    for name in assumable {
         let Some(value) = assumed.value(name) else { continue };
         let Some(before) = header.set(name, value) else { continue };
         replaced.insert(*name);
@@ -375,7 +359,7 @@ fn assume(cx: &mut Context<'_>, header: &mut Header, dead: bool, replaced: &mut 
             cx.could_not(format!("whether {name} is {}: it was assumed, the header {stands}", show(value)));
         }
     }
-    let unknown: Vec<&str> = assumed.names().filter(|name| !ASSUMABLE.contains(name)).collect();
+    let unknown: Vec<&str> = assumed.names().filter(|name| !assumable.contains(name)).collect();
     for name in unknown {
         cx.not_checked(format!("'{}' was assumed, which means nothing for qcow2", printable(name.as_bytes(), 40)));
     }

@@ -55,8 +55,6 @@ use header::Geometry;
 use scope::{Outcome, Scope};
 use side::Side;
 
-pub(crate) use header::ASSUMABLE;
-
 /// The least memory that makes sense, whatever was asked for.
 const MEMORY_MIN: u64 = 1 << 20;
 

@@ -192,7 +192,7 @@ pub fn go_through(format: Format, base: &[u8], table: &[Case]) -> BTreeSet<&'sta
 /// Every code of a format (by the beginning of its name) has to be raised by some case.
 pub fn all_raised(prefix: &str, raised: &BTreeSet<&'static str>) {
     let all: BTreeSet<_> =
-        blkproof_check::code::all().map(|code| code.name).filter(|name| name.starts_with(prefix)).collect();
+        blkproof_check::catalogue::all().map(|code| code.name).filter(|name| name.starts_with(prefix)).collect();
     let silent: Vec<_> = all.difference(raised).collect();
     assert!(silent.is_empty(), "codes that no case raises: {silent:?}");
 }

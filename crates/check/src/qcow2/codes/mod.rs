@@ -4,3 +4,10 @@
 pub(crate) mod mapping;
 pub(crate) mod recover;
 pub(crate) mod structure;
+
+use crate::code::Code;
+
+/// Every code of this format.
+pub(crate) fn all() -> impl Iterator<Item = &'static Code> {
+    [structure::ALL, mapping::ALL, recover::ALL].into_iter().flatten().copied()
+}
