@@ -38,6 +38,9 @@ impl Errno {
     pub const OVERFLOW: Self = Self(75);
     /// Operation not supported.
     pub const NOTSUP: Self = Self(95);
+    /// Transport endpoint is not connected: the device is gone for whoever asked. A server ends that connection without an
+    /// answer, as a crashed host would.
+    pub const NOTCONN: Self = Self(107);
     /// Cannot send after transport endpoint shutdown.
     pub const SHUTDOWN: Self = Self(108);
     /// Connection timed out.
@@ -91,6 +94,8 @@ pub enum DeviceError {
         dnr: bool,
         /// Command retry delay index, 2 bits.
         crd: u8,
+        /// The error information log has an entry for this.
+        more: bool,
     },
     /// ATA status and error registers.
     Ata {

@@ -8,6 +8,7 @@
 //! place where requests are padded and split ([`align`]), the lock that keeps overlapping requests apart
 //! ([`range_lock`]), the syntax of graphs ([`graph`]) and the ends every graph has ([`nodes`]).
 
+pub mod choice;
 pub mod device;
 pub mod error;
 pub mod event;

@@ -77,8 +77,8 @@ fn device_words(device: DeviceError) -> String {
     // Writing to a string does not fail.
     let _ = match device {
         DeviceError::Scsi { key, asc, ascq } => write!(words, "SK={key:X} ASC={asc:02X} ASCQ={ascq:02X}"),
-        DeviceError::Nvme { sct, sc, dnr, crd } => {
-            write!(words, "SCT={sct:X} SC={sc:02X} DNR={} CRD={crd}", u8::from(dnr))
+        DeviceError::Nvme { sct, sc, dnr, crd, more } => {
+            write!(words, "SCT={sct:X} SC={sc:02X} DNR={} CRD={crd} M={}", u8::from(dnr), u8::from(more))
         }
         DeviceError::Ata { status, error } => write!(words, "ATA status={status:02X} error={error:02X}"),
     };

@@ -115,6 +115,7 @@ impl OpenContext<'_> {
             )));
         }
         let probed_names = !options.path().rsplit('.').next().is_some_and(|role| NEVER_PROBED.contains(&role));
+        let node_name = options.take_text("node-name")?;
         let here = Self { flags: self.flags.with(&mut options)?, registry: self.registry };
         if options.text("driver").is_none() {
             options = here.choose_driver(options, probed_names).await?;
@@ -132,6 +133,9 @@ impl OpenContext<'_> {
                 )));
             }
             options = options.with_child(FILE, Options::from_filename(&filename, self.registry)?);
+        }
+        if let Some(node_name) = node_name.filter(|_| driver.wants_node_name()) {
+            options = options.with("node-name", node_name);
         }
         // The top node alone makes writes durable, once; nodes below need not do it a second time.
         let through = here.flags.depth == 0 && !here.flags.cache.writeback && !here.flags.read_only;
@@ -226,7 +230,6 @@ impl OpenFlags {
     /// These flags as changed by the options every node has, which are taken out of `options`.
     fn with(mut self, options: &mut Options) -> Result<Self, OptionError> {
         const ON_OFF: [(&str, bool); 4] = [("unmap", true), ("on", true), ("ignore", false), ("off", false)];
-        options.take_text("node-name")?;
         self.read_only |= options.take_bool("read-only")?.unwrap_or(false);
         // Whether a node that can not be written may be opened read-only instead: here it never is.
         options.take_bool("auto-read-only")?;

@@ -184,6 +184,12 @@ pub trait Driver {
         None
     }
 
+    /// Whether the driver wants to know what its node is called: [`Driver::open`] then finds `node-name` among its options
+    /// if the user gave one. Others never see it.
+    fn wants_node_name(&self) -> bool {
+        false
+    }
+
     /// Whether an image that begins with `head` (up to 4 KiB) is in this format.
     fn probe(&self, head: &[u8]) -> bool {
         let _ = head;

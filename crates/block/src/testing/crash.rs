@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use super::choice::{Choices, hash};
+use crate::choice::{Choices, hash};
 use super::disk::put;
 use super::log::{Log, Op, OpId, OpKind, Step};
 use crate::nodes::memory::SparseBytes;

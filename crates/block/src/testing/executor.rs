@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-use super::choice::{Choices, hash};
+use crate::choice::{Choices, hash};
 use super::disk::TestDisk;
 
 /// Steps of one run after which it counts as a busy loop.

@@ -25,7 +25,6 @@
 #![allow(clippy::cast_possible_truncation, reason = "test support: sizes are those of images held in memory")]
 #![allow(clippy::panic, reason = "test support: misuse by a test ends that test, with words")]
 
-mod choice;
 mod crash;
 mod disk;
 mod executor;
@@ -34,7 +33,7 @@ mod model;
 pub mod stamp;
 pub mod workload;
 
-pub use choice::{Choices, hash};
+pub use crate::choice::{Choices, hash};
 pub use crash::{CrashState, CrashStates, crash_states, interesting_points};
 pub use disk::{Action, DiscardEffect, DrainPolicy, Rule, Stage, TestDisk};
 pub use executor::{Executor, JoinHandle, Stuck, TaskId, block_on};

@@ -4,7 +4,7 @@
 //! a function of the address and the operation, so a request that begins or ends inside a sector writes the part of
 //! the sector it covers, and any run of bytes can be compared with what an operation would have written there.
 
-use super::choice::hash;
+use crate::choice::hash;
 
 /// Bytes of one stamped sector.
 pub const SECTOR: usize = 512;

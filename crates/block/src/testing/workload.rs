@@ -30,7 +30,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 
-use super::choice::{Choices, hash};
+use crate::choice::{Choices, hash};
 use super::crash::{crash_states, interesting_points};
 use super::disk::{Action, DiscardEffect, DrainPolicy, TestDisk};
 use super::executor::{Executor, Stuck, TaskId};

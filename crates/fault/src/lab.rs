@@ -1,0 +1,90 @@
+//! The nodes of a process that can be controlled while it runs, by name.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use crate::clock::SharedClock;
+use crate::notice::Notices;
+
+/// A node that can be controlled.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Part {}
+
+/// Every controllable node, and what all of them share. Lives on the thread of its graphs.
+#[derive(Debug)]
+pub struct Lab {
+    clock: Clocked,
+    notices: Notices,
+    parts: RefCell<BTreeMap<Rc<str>, Part>>,
+}
+
+struct Clocked(SharedClock);
+
+impl std::fmt::Debug for Clocked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+/// Two nodes of one name.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("two nodes are named '{0}'; give one of them another 'node-name'")]
+pub struct NameTaken(pub Rc<str>);
+
+impl Lab {
+    /// An empty one.
+    pub fn new(clock: SharedClock) -> Rc<Self> {
+        let notices = Notices::new(Rc::clone(&clock));
+        Rc::new(Self { clock: Clocked(clock), notices, parts: RefCell::default() })
+    }
+
+    /// The clock of every node.
+    pub fn clock(&self) -> SharedClock {
+        Rc::clone(&self.clock.0)
+    }
+
+    /// Where nodes tell what happens.
+    pub fn notices(&self) -> &Notices {
+        &self.notices
+    }
+
+    /// The name a new node gets: what its user calls it, or `driver0`, `driver1`, ….
+    pub fn name(&self, driver: &str, wanted: Option<String>) -> Rc<str> {
+        if let Some(wanted) = wanted {
+            return Rc::from(wanted);
+        }
+        let parts = self.parts.borrow();
+        let free = (0_u64..).map(|number| format!("{driver}{number}")).find(|name| !parts.contains_key(name.as_str()));
+        Rc::from(free.unwrap_or_default())
+    }
+
+    /// Makes a node known.
+    ///
+    /// # Errors
+    /// If there is one of that name.
+    pub fn add(&self, name: &Rc<str>, part: Part) -> Result<(), NameTaken> {
+        let mut parts = self.parts.borrow_mut();
+        if parts.contains_key(name) {
+            return Err(NameTaken(Rc::clone(name)));
+        }
+        parts.insert(Rc::clone(name), part);
+        Ok(())
+    }
+
+    /// Forgets a node.
+    pub fn remove(&self, name: &str) {
+        self.parts.borrow_mut().remove(name);
+    }
+
+    /// The node of that name.
+    pub fn get(&self, name: &str) -> Option<Part> {
+        self.parts.borrow().get(name).cloned()
+    }
+
+    /// Every node, by name.
+    pub fn parts(&self) -> Vec<(Rc<str>, Part)> {
+        self.parts.borrow().iter().map(|(name, part)| (Rc::clone(name), part.clone())).collect()
+    }
+}
