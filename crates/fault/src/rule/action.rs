@@ -10,12 +10,16 @@ use super::Failure;
 pub enum Action {
     /// Nothing: the rule counts, and changes the state.
     None,
+    /// Nothing, and the rules behind are not looked at: what fires it is exempt from them.
+    Pass,
     /// The request fails.
     Fail {
         /// With what.
         error: Failure,
         /// How much of it is done all the same.
         done: Done,
+        /// How long it takes to fail: a drive that tries for seconds before it gives up.
+        wait: Option<Delay>,
     },
     /// A part is transferred, the client hears of an error at the first byte that was not: a short transfer.
     Short {
@@ -173,6 +177,7 @@ impl Action {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::None => "none",
+            Self::Pass => "pass",
             Self::Fail { .. } => "fail",
             Self::Short { .. } => "short",
             Self::Torn { .. } => "torn",

@@ -66,6 +66,9 @@ pub struct On {
     pub operations: Operations,
     /// A step of the driver above.
     pub event: Option<Event>,
+    /// blkdebug's way with operations and an event: the event makes the rules it matches the *active* ones instead of those
+    /// before, and an active rule stays so until another event of this kind (block-layer.md 1.4). Not in rule files.
+    pub sticky: bool,
     /// Bytes; a request that overlaps any of them matches. Empty: any place, and requests without one (flush).
     /// Sorted, apart from each other, made of whole sectors where the rule has a [`Life`].
     pub ranges: Vec<ByteRange>,
@@ -95,6 +98,7 @@ impl Default for On {
         Self {
             operations: Operations::DATA,
             event: None,
+            sticky: false,
             ranges: Vec::new(),
             nth: None,
             every: None,
