@@ -9,7 +9,9 @@
 //! - [`lab`]: all of them by name, for whoever controls a running graph; [`notice`]: what they tell.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
+pub mod blkdebug;
 pub mod clock;
+pub mod engine;
 pub mod lab;
 pub mod notice;
 pub mod request;

@@ -1,0 +1,3 @@
+//! QEMU's blkdebug.
+
+pub mod config;
