@@ -48,6 +48,7 @@ impl Choices {
     }
 
     /// An index into something of `len` elements.
+    #[allow(clippy::cast_possible_truncation, reason = "the number is below a usize")]
     pub const fn index(&mut self, len: usize) -> usize {
         self.below(len as u64) as usize
     }

@@ -1,0 +1,127 @@
+//! What an action means for the request at hand.
+
+use std::rc::Rc;
+
+use blkproof_block::{ByteRange, Errno, IoError, RuleId};
+
+use super::armed::Armed;
+use super::draw::Stream;
+use super::plan::{Fate, Pause, Plan};
+use crate::request::Request;
+use crate::rule::{Action, Done, Place, Rule, Tear, Unit};
+
+pub(super) fn tag_of(tag: Option<&Rc<str>>, rule: &Rule) -> Rc<str> {
+    tag.map_or_else(|| Rc::from(&*rule.id.0), Rc::clone)
+}
+
+/// Adds to `plan` what the action of a rule that fired means for `request`; the error it injects, if it does.
+pub(super) fn fate(
+    armed: &Armed,
+    request: &Request,
+    size: u64,
+    first_bad: Option<u64>,
+    parts: &[ByteRange],
+    plan: &mut Plan,
+) -> Option<IoError> {
+    let rule = &armed.rule;
+    let range = request.range;
+    let prefix = |done: Done| match done {
+        Done::None => 0,
+        Done::Prefix => first_bad.map_or(0, |bad| bad.saturating_sub(range.start)),
+        Done::All => range.len(),
+    };
+    let transferred = |error: IoError, prefix: u64| IoError { transferred: prefix, ..error };
+    match &rule.action {
+        Action::None | Action::Pass | Action::Corrupt { .. } => None,
+        Action::Recovered(failure) => Some(failure.error(&rule.id, first_bad)),
+        Action::Delay(delay) => {
+            plan.pauses.push(Pause::Delay(armed.draw.delay(*delay, request.id)));
+            None
+        }
+        Action::Hold { tag } => {
+            plan.pauses.push(Pause::Hold(tag_of(tag.as_ref(), rule)));
+            None
+        }
+        Action::Fail { error, done, wait } => {
+            if let Some(wait) = wait {
+                plan.pauses.push(Pause::Delay(armed.draw.delay(*wait, request.id)));
+            }
+            let prefix = prefix(*done);
+            let error = transferred(error.error(&rule.id, first_bad), prefix);
+            plan.fate = Fate::Fail { prefix, error: error.clone() };
+            Some(error)
+        }
+        Action::Short { tear, error } => {
+            let prefix = cut(armed, *tear, request, parts);
+            let error = transferred(error.error(&rule.id, Some(range.start.saturating_add(prefix))), prefix);
+            plan.fate = Fate::Fail { prefix, error: error.clone() };
+            Some(error)
+        }
+        Action::Torn { tear } => {
+            plan.fate = Fate::Torn { prefix: cut(armed, *tear, request, parts) };
+            None
+        }
+        Action::Phantom => {
+            plan.fate = Fate::Phantom;
+            None
+        }
+        Action::Misdirect(place) => {
+            let room = size.saturating_sub(range.len());
+            let to = match *place {
+                Place::At(to) => to,
+                Place::By(distance) => wrap(range.start, distance, size.max(1)),
+            };
+            plan.fate = Fate::Misdirect { to: to.min(room) };
+            None
+        }
+        Action::Hang => {
+            plan.fate = Fate::Hang;
+            None
+        }
+        Action::Disconnect { done } => {
+            let prefix = prefix(*done);
+            let error = transferred(gone(&rule.id), prefix);
+            plan.fate = Fate::Fail { prefix, error: error.clone() };
+            Some(error)
+        }
+        Action::Ask { timeout, default, data } => {
+            plan.fate = Fate::Ask { rule: rule.id.clone(), timeout: *timeout, default: default.clone(), data: *data };
+            None
+        }
+        Action::PowerCut { disk, state, done } => {
+            let prefix = prefix(*done);
+            let error = gone(&rule.id);
+            plan.fate = Fate::PowerCut { prefix, disk: disk.clone(), state: state.clone(), error: error.clone() };
+            Some(error)
+        }
+    }
+}
+
+/// The device is gone for this client.
+fn gone(rule: &RuleId) -> IoError {
+    IoError { injected_by: Some(rule.clone()), ..IoError::new(Errno::NOTCONN) }
+}
+
+/// Bytes of the first part of a request that is cut in two. Never all of it, unless it has no units to cut between.
+fn cut(armed: &Armed, tear: Tear, request: &Request, parts: &[ByteRange]) -> u64 {
+    let len = request.range.len();
+    let bytes = |unit: Unit| match unit {
+        Unit::Sector => armed.lba_size(),
+        Unit::Byte => 1,
+    };
+    let prefix = match tear {
+        Tear::After(count, unit) => count.saturating_mul(bytes(unit)),
+        Tear::Random(unit) => {
+            let unit = bytes(unit);
+            armed.draw.below(Stream::Tear, request.id, len.div_ceil(unit)).saturating_mul(unit)
+        }
+        Tear::AtRange => parts.first().map_or(0, |part| part.start.saturating_sub(request.range.start)),
+    };
+    prefix.min(len)
+}
+
+/// `at` plus `distance`, around the end at `size`.
+pub(super) fn wrap(at: u64, distance: i64, size: u64) -> u64 {
+    let sum = (i128::from(at) + i128::from(distance)).rem_euclid(i128::from(size));
+    u64::try_from(sum).unwrap_or(0)
+}

@@ -1,0 +1,98 @@
+//! What the engine says is to be done with a request.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use blkproof_block::{ByteRange, IoError, RuleId};
+
+use crate::rule::{Action, AskDefault};
+
+/// What is to be done with one request, in the order of the fields.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Rules that fired, in order, for whoever is told of it.
+    pub fired: Vec<Fired>,
+    /// Waits before anything is done.
+    pub pauses: Vec<Pause>,
+    /// What becomes of it.
+    pub fate: Fate,
+    /// Rules that damage what a write writes; to be handed back when it is done.
+    pub damages: Vec<RuleKey>,
+}
+
+/// Stands for a rule as long as the engine lives, whatever is added or removed around it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RuleKey(pub(super) u64);
+
+/// A rule that fired.
+#[derive(Clone, Debug)]
+pub struct Fired {
+    /// The rule.
+    pub rule: RuleId,
+    /// What it does.
+    pub action: Action,
+    /// The bytes of the request that it is about; the whole request for a rule without a place.
+    pub place: ByteRange,
+    /// The error it injects, if it does.
+    pub error: Option<IoError>,
+}
+
+/// A wait.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Pause {
+    /// So long.
+    Delay(Duration),
+    /// Until released.
+    Hold(Rc<str>),
+}
+
+/// What becomes of a request.
+#[derive(Clone, Debug, Default)]
+pub enum Fate {
+    /// It is done.
+    #[default]
+    Proceed,
+    /// So many bytes from its start are done, then it fails.
+    Fail {
+        /// Bytes done.
+        prefix: u64,
+        /// With this.
+        error: IoError,
+    },
+    /// So many bytes from its start are done, and it succeeds.
+    Torn {
+        /// Bytes done.
+        prefix: u64,
+    },
+    /// Nothing is done, and it succeeds.
+    Phantom,
+    /// It is done from this offset on instead.
+    Misdirect {
+        /// The offset.
+        to: u64,
+    },
+    /// It is never answered.
+    Hang,
+    /// Somebody decides.
+    Ask {
+        /// The rule that asks.
+        rule: RuleId,
+        /// For how long.
+        timeout: Duration,
+        /// Without an answer.
+        default: AskDefault,
+        /// Whether the data is shown.
+        data: bool,
+    },
+    /// So many bytes from its start are done, the power of a disk is cut, and the request is cut off.
+    PowerCut {
+        /// Bytes done.
+        prefix: u64,
+        /// The disk.
+        disk: Option<Rc<str>>,
+        /// The state to come back in.
+        state: Option<Rc<str>>,
+        /// With this.
+        error: IoError,
+    },
+}
