@@ -47,27 +47,35 @@ impl<K: PartialEq> Fold<K> {
 
     /// Takes an entry; what came before is handed back if this one does not continue it.
     pub(crate) fn push(&mut self, kind: K, index: u64, value: u64, guest: Range<u64>) -> Option<Stretch<K>> {
+        self.push_all(kind, index..index.saturating_add(1), value, guest)
+    }
+
+    /// As [`push`](Self::push), a run of entries that all have one value.
+    pub(crate) fn push_all(
+        &mut self,
+        kind: K,
+        entries: Range<u64>,
+        value: u64,
+        guest: Range<u64>,
+    ) -> Option<Stretch<K>> {
         match &mut self.open {
-            Some(open) if open.kind == kind && open.entries.end == index && open.guest.end == guest.start => {
-                open.entries.end = index.saturating_add(1);
+            Some(open) if open.kind == kind && open.entries.end == entries.start && open.guest.end == guest.start => {
+                open.entries.end = entries.end;
                 open.last = value;
                 open.least = open.least.min(value);
                 open.most = open.most.max(value);
                 open.guest.end = guest.end;
                 None
             }
-            _ => {
-                let entries = index..index.saturating_add(1);
-                self.open.replace(Stretch {
-                    kind,
-                    entries,
-                    first: value,
-                    last: value,
-                    least: value,
-                    most: value,
-                    guest,
-                })
-            }
+            _ => self.open.replace(Stretch {
+                kind,
+                entries,
+                first: value,
+                last: value,
+                least: value,
+                most: value,
+                guest,
+            }),
         }
     }
 

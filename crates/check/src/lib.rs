@@ -43,6 +43,7 @@ mod bytes;
 mod context;
 mod extents;
 mod fold;
+mod holes;
 mod layout;
 mod options;
 mod probe;

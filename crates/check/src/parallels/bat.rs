@@ -7,6 +7,7 @@ use crate::context::Context;
 use crate::extents::Tables;
 use crate::finding::Finding;
 use crate::fold::{Fold, Stretch};
+use crate::holes;
 use crate::map::{Claim, Class, GuestState, Owner};
 use crate::parallels::codes;
 use crate::parallels::extension::Extension;
@@ -113,6 +114,18 @@ impl Bat {
         }
         let state = if entry == 0 && !lost { GuestState::Unallocated } else { GuestState::Data };
         if let Some(run) = self.states.push(state, index, entry.into(), guest) {
+            cx.add_guest(run.guest, run.kind);
+        }
+    }
+
+    /// Entries in a hole of the file: not allocated.
+    fn zeroes(&mut self, cx: &mut Context<'_>, entries: Range<u64>) {
+        self.last = None;
+        let guest = self.guest(entries.start).start..self.guest(entries.end.saturating_sub(1)).end;
+        if let Some(run) = self.flaws.push_all(None, entries.clone(), 0, guest.clone()) {
+            self.tell(cx, &run);
+        }
+        if let Some(run) = self.states.push_all(GuestState::Unallocated, entries, 0, guest) {
             cx.add_guest(run.guest, run.kind);
         }
     }
@@ -248,7 +261,16 @@ impl Tables for Bat {
         let mut start = 0;
         let mut before = 0;
         while start < there && !cx.stopped() {
-            let end = start.saturating_add(CHUNK / 4).min(there);
+            let stretch = holes::stretch(cx.image, header::LEN, 4, start..there, CHUNK / 4);
+            let end = stretch.entries.end;
+            if stretch.hole {
+                before = 0;
+                if report {
+                    self.zeroes(cx, stretch.entries);
+                }
+                start = end;
+                continue;
+            }
             let at = header::LEN.saturating_add(start.saturating_mul(4));
             let len = usize::try_from(end.saturating_sub(start).saturating_mul(4)).unwrap_or(0);
             let errors = cx.numbers.check_errors;

@@ -8,6 +8,7 @@ use crate::context::Context;
 use crate::extents::Tables;
 use crate::finding::{Confidence, Finding};
 use crate::fold::{Fold, Stretch};
+use crate::holes;
 use crate::map::{Claim, Class, GuestState, Owner};
 use crate::qed::codes;
 use crate::qed::header::{F_NEED_CHECK, Header};
@@ -25,6 +26,16 @@ enum Flaw {
     Unaligned,
     PastEnd,
     Stray,
+}
+
+/// What a table says, in its order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Item {
+    Entry(u64),
+    /// The medium gave nothing, or the file ends before it.
+    Lost,
+    /// This entry and all up to that one lie in a hole of the file: not allocated.
+    ZeroesTo(u64),
 }
 
 /// Flaws of one table: which one, and where it is.
@@ -125,14 +136,14 @@ impl Walker {
         }
     }
 
-    /// A table's entries: calls `each` with index and value, `None` where the medium gave nothing, and once more with `None`
-    /// for all that the file does not reach. Stops when it says so.
+    /// A table's entries: calls `each` with every entry that may be anything, once for each hole of the file, and once more,
+    /// with [`Item::Lost`], for all that the file does not reach. Stops when it says so.
     fn entries(
         &mut self,
         cx: &mut Context<'_>,
         table: u64,
         what: &str,
-        mut each: impl FnMut(&mut Self, &mut Context<'_>, u64, Option<u64>) -> bool,
+        mut each: impl FnMut(&mut Self, &mut Context<'_>, u64, Item) -> bool,
     ) -> bool {
         let there = self.header.table.min(cx.file_len().saturating_sub(table)) / 8;
         let mut start = 0u64;
@@ -140,14 +151,23 @@ impl Walker {
             if cx.stopped() {
                 return false;
             }
-            let end = start.saturating_add(CHUNK / 8).min(there);
+            let stretch = holes::stretch(cx.image, table, 8, start..there, CHUNK / 8);
+            let end = stretch.entries.end;
+            if stretch.hole {
+                if !each(self, cx, start, Item::ZeroesTo(end)) {
+                    return false;
+                }
+                start = end;
+                continue;
+            }
             let len = usize::try_from(end.saturating_sub(start).saturating_mul(8)).unwrap_or(0);
             let errors = cx.numbers.check_errors;
             let bytes = cx.read(table.saturating_add(start.saturating_mul(8)), len, what);
             let unread = cx.numbers.check_errors != errors;
             for (entry, index) in bytes.chunks_exact(8).zip(start..) {
                 let entry = le_u64(entry, 0);
-                if !each(self, cx, index, (!unread || entry != 0).then_some(entry)) {
+                let item = if unread && entry == 0 { Item::Lost } else { Item::Entry(entry) };
+                if !each(self, cx, index, item) {
                     return false;
                 }
             }
@@ -155,7 +175,7 @@ impl Walker {
         }
         // What the file does not reach is as good as not read: said once, for all of it.
         if there < self.header.entries() {
-            return each(self, cx, there, None);
+            return each(self, cx, there, Item::Lost);
         }
         true
     }
@@ -172,16 +192,26 @@ impl Walker {
         let header = self.header;
         let file_len = cx.file_len();
         let there = header.table.min(file_len.saturating_sub(at)) / 8;
-        self.entries(cx, at, "the L1 table", |this, cx, index, entry| {
+        self.entries(cx, at, "the L1 table", |this, cx, index, item| {
             let start = index.saturating_mul(header.window());
             let whole = start..start.saturating_add(header.window());
             let window = this.within(whole.clone());
-            let Some(entry) = entry else {
-                if report {
-                    let end = if index < there { whole.end } else { header.size };
-                    this.rest_lost(cx, start..end);
+            let entry = match item {
+                Item::Entry(entry) => entry,
+                Item::Lost => {
+                    if report {
+                        let end = if index < there { whole.end } else { header.size };
+                        this.rest_lost(cx, start..end);
+                    }
+                    return true;
                 }
-                return true;
+                Item::ZeroesTo(end) => {
+                    if report {
+                        let range = this.within(start..end.saturating_mul(header.window()));
+                        this.add_state(cx, range, GuestState::Unallocated);
+                    }
+                    return true;
+                }
             };
             if report && !this.again {
                 let flaw = if entry == 0 {
@@ -264,15 +294,26 @@ impl Walker {
         let there = header.table.min(file_len.saturating_sub(table)) / 8;
         // As QEMU counts: what begins a table is not called fragmented.
         self.last = None;
-        let goes_on = self.entries(cx, table, "an L2 table", |this, cx, index, entry| {
-            let start = window.start.saturating_add(index.saturating_mul(header.cluster));
+        let goes_on = self.entries(cx, table, "an L2 table", |this, cx, index, item| {
+            let at = |index: u64| window.start.saturating_add(index.saturating_mul(header.cluster));
+            let start = at(index);
             let guest = this.within(start..start.saturating_add(header.cluster));
-            let Some(entry) = entry else {
-                if report {
-                    let end = if index < there { guest.end } else { window.end };
-                    this.rest_lost(cx, start..end);
+            let entry = match item {
+                Item::Entry(entry) => entry,
+                Item::Lost => {
+                    if report {
+                        let end = if index < there { guest.end } else { window.end };
+                        this.rest_lost(cx, start..end);
+                    }
+                    return true;
                 }
-                return true;
+                Item::ZeroesTo(end) => {
+                    if report {
+                        let range = this.within(start..at(end));
+                        this.add_state(cx, range, GuestState::Unallocated);
+                    }
+                    return true;
+                }
             };
             if report {
                 this.l2_entry(cx, table, index, entry, &guest);
@@ -415,9 +456,14 @@ impl Walker {
             let mut named = 0u64;
             let mut start = 0u64;
             let mut sound = true;
-            while start < header.table && sound {
-                let len = usize::try_from(header.table.saturating_sub(start).min(CHUNK)).unwrap_or(0);
-                let bytes = cx.read(at.saturating_add(start), len, "unreferenced clusters");
+            while start < header.entries() && sound {
+                let stretch = holes::stretch(cx.image, at, 8, start..header.entries(), CHUNK / 8);
+                if stretch.hole {
+                    start = stretch.entries.end;
+                    continue;
+                }
+                let len = usize::try_from(stretch.entries.end.saturating_sub(start).saturating_mul(8)).unwrap_or(0);
+                let bytes = cx.read(at.saturating_add(start.saturating_mul(8)), len, "unreferenced clusters");
                 for entry in bytes.chunks_exact(8).map(|entry| le_u64(entry, 0)).filter(|entry| *entry > ZERO) {
                     let whole = entry.saturating_add(header.cluster) <= cx.file_len();
                     sound &= whole && entry >= header.header && entry.checked_rem(header.cluster) == Some(0);
@@ -426,7 +472,7 @@ impl Walker {
                         break;
                     }
                 }
-                start = start.saturating_add(CHUNK);
+                start = stretch.entries.end;
             }
             if !sound || named == 0 {
                 at = at.saturating_add(header.cluster);

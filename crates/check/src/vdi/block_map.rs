@@ -7,6 +7,7 @@ use crate::context::Context;
 use crate::extents::Tables;
 use crate::finding::{Confidence, Finding};
 use crate::fold::{Fold, Stretch};
+use crate::holes;
 use crate::map::{Claim, Class, GuestState, Owner};
 use crate::vdi::codes;
 use crate::vdi::header::{self, Header};
@@ -104,6 +105,34 @@ impl BlockMap {
         }
     }
 
+    /// Entries in a hole of the file. Zero is no sign of absence here: each of them names block 0, so they are folded by
+    /// what is behind them on the disk, and of each part one entry speaks for all.
+    fn zeroes(&mut self, cx: &mut Context<'_>, entries: &Range<u64>, again: bool) {
+        let header = self.header;
+        let whole = header.size.checked_div(header.block).unwrap_or(0).clamp(entries.start, entries.end);
+        let used = header.size.div_ceil(header.block.max(1)).clamp(entries.start, entries.end);
+        for part in [entries.start..whole, whole..used, used..entries.end] {
+            if part.is_empty() {
+                continue;
+            }
+            let first = self.guest(part.start);
+            let guest = first.start..self.guest(part.end.saturating_sub(1)).end;
+            let count = part.end.saturating_sub(part.start);
+            self.mapped = self.mapped.saturating_add(count);
+            let flaw = self.placed(cx, &first, 0, again);
+            if flaw == Some(Flaw::PastEnd) && count > 1 {
+                // As for every run of one number, also where it goes on with another.
+                cx.lose(guest.clone());
+            }
+            if let Some(run) = self.flaws.push_all(flaw, part.clone(), 0, guest.clone()) {
+                self.tell(cx, &run);
+            }
+            if let Some(run) = self.states.push_all(GuestState::Data, part, 0, guest) {
+                cx.add_guest(run.guest, run.kind);
+            }
+        }
+    }
+
     /// An entry that names a block the image can have.
     fn placed(&mut self, cx: &mut Context<'_>, guest: &Range<u64>, value: u64, again: bool) -> Option<Flaw> {
         let header = self.header;
@@ -145,6 +174,10 @@ impl BlockMap {
                 (codes::MAP_RANGE, format!("map {words}: the image has {} blocks only", header.blocks))
             }
             Flaw::PastEnd => {
+                if count > 1 && run.least == run.most {
+                    // One block can not be all of theirs, whatever of it is in the file.
+                    cx.lose(run.guest.clone());
+                }
                 let place = header.place(run.least);
                 let words = format!(
                     "map {words}: the blocks, from {place:#x} on, reach past the end of the file ({:#x})",
@@ -261,7 +294,23 @@ impl Tables for BlockMap {
         let mut start = 0;
         let mut before = None;
         while start < there && !cx.stopped() {
-            let end = start.saturating_add(CHUNK / 4).min(there);
+            let stretch = holes::stretch(cx.image, header.map_offset, 4, start..there, CHUNK / 4);
+            let end = stretch.entries.end;
+            if stretch.hole {
+                let again = before == Some(0);
+                before = Some(0);
+                if report {
+                    self.zeroes(cx, &stretch.entries, again);
+                }
+                if !again
+                    && let Some(claim) = self.claim(start, 0, file_len)
+                    && !add(claim)
+                {
+                    return;
+                }
+                start = end;
+                continue;
+            }
             let at = header.map_offset.saturating_add(start.saturating_mul(4));
             let len = usize::try_from(end.saturating_sub(start).saturating_mul(4)).unwrap_or(0);
             let errors = cx.numbers.check_errors;

@@ -8,12 +8,13 @@ use crate::budget::Full;
 use crate::bytes::is_zero;
 use crate::context::Context;
 use crate::finding::{Confidence, Finding};
+use crate::holes;
 use crate::layout::Layout;
 use crate::map::{Claim, Class, GuestState, Owner};
 use crate::tally::in_windows;
 
 /// Bytes of the table read at once.
-const CHUNK: usize = 1 << 20;
+const CHUNK: u64 = 1 << 20;
 /// A window of this many sectors is not divided any further.
 const WINDOW_MIN: u64 = 1 << 15;
 
@@ -57,6 +58,11 @@ impl Table {
         start.min(self.size)..start.saturating_add(self.block).min(self.size)
     }
 
+    /// Where an entry is in the file.
+    fn place(&self, index: u64) -> u64 {
+        self.at.saturating_add(index.saturating_mul(4))
+    }
+
     /// Bitmap and block together, in the file.
     fn extent(&self, entry: u32) -> Range<u64> {
         let start = u64::from(entry).saturating_mul(512);
@@ -79,35 +85,61 @@ impl Table {
     /// Whether an entry names a place that no block can be at.
     fn flawed(&self, cx: &mut Context<'_>) -> bool {
         let (len, mut flawed) = (cx.file_len(), false);
-        let _ = self.read(cx, |_, first, bytes| {
-            flawed |= (first..).zip(entries(bytes)).any(|(index, entry)| self.judge(index, entry, len).flawed());
+        let _ = self.read(cx, |_, piece| {
+            flawed |= match piece {
+                Piece::Entries(first, bytes) => {
+                    (first..).zip(entries(bytes)).any(|(index, entry)| self.judge(index, entry, len).flawed())
+                }
+                Piece::Zeroes(range) => self.judge(range.start, 0, len).flawed(),
+            };
             Ok(())
         });
         flawed
     }
 
-    /// Calls `each` with every piece of the table and the index of its first entry.
+    /// Calls `each` with every piece of the table.
     fn read(
         &self,
         cx: &mut Context<'_>,
-        mut each: impl FnMut(&mut Context<'_>, u64, &[u8]) -> Result<(), Full>,
+        mut each: impl FnMut(&mut Context<'_>, Piece<'_>) -> Result<(), Full>,
     ) -> Result<(), Full> {
-        let (mut at, end) = (self.at, self.at.saturating_add(self.len()));
-        while at < end && !cx.stopped() {
-            let len = usize::try_from(end.saturating_sub(at)).unwrap_or(CHUNK).min(CHUNK);
-            let bytes = cx.read(at, len, "the block table");
-            each(cx, at.saturating_sub(self.at) / 4, &bytes)?;
-            at = at.saturating_add(len as u64);
+        let mut start = 0;
+        while start < self.entries && !cx.stopped() {
+            let stretch = holes::stretch(cx.image, self.at, 4, start..self.entries, CHUNK / 4);
+            start = stretch.entries.end;
+            if stretch.hole {
+                each(cx, Piece::Zeroes(stretch.entries))?;
+                continue;
+            }
+            let first = stretch.entries.start;
+            let len = usize::try_from(start.saturating_sub(first).saturating_mul(4)).unwrap_or(0);
+            let bytes = cx.read(self.place(first), len, "the block table");
+            each(cx, Piece::Entries(first, &bytes))?;
         }
         Ok(())
     }
+}
+
+/// A piece of the table.
+enum Piece<'b> {
+    /// The index of its first entry, and its bytes.
+    Entries(u64, &'b [u8]),
+    /// Entries in a hole of the file. Zero is not free here: it is sector 0, which is the footer's copy.
+    Zeroes(Range<u64>),
 }
 
 /// Whether a table read where it usually is makes sense: something is mapped, and nothing outside the file.
 pub(super) fn plausible(cx: &mut Context<'_>, table: &Table) -> bool {
     let len = cx.file_len();
     let (mut mapped, mut bad) = (0u64, 0u64);
-    let _ = table.read(cx, |_, _, bytes| {
+    let _ = table.read(cx, |_, piece| {
+        let bytes = match piece {
+            Piece::Entries(_, bytes) => bytes,
+            Piece::Zeroes(_) => {
+                bad = bad.saturating_add(1);
+                return Ok(());
+            }
+        };
         for entry in entries(bytes).filter(|entry| *entry != FREE) {
             let extent = table.extent(entry);
             let fits = extent.start >= table.at.saturating_add(table.len()) && extent.end <= len;
@@ -169,12 +201,39 @@ fn walk(cx: &mut Context<'_>, table: &Table, lost: &[Range<u64>]) {
     let mut overwritten = Overwritten::new();
     let (mut allocated, mut fragmented, mut before) = (0u64, 0u64, None);
     let mut image_end = table.at.saturating_add(table.len());
-    let _ = table.read(cx, |cx, first, bytes| {
+    let next = |cx: &mut Context<'_>, open: &mut Option<Run>, more: Run| match open {
+        Some(run) if run.judged == more.judged => run.count = run.count.saturating_add(more.count),
+        _ => {
+            if let Some(done) = open.replace(more) {
+                close(cx, table, &done, lost);
+            }
+        }
+    };
+    let _ = table.read(cx, |cx, piece| {
+        let (first, bytes) = match piece {
+            Piece::Entries(first, bytes) => (first, bytes),
+            Piece::Zeroes(range) => {
+                let disk_end = blocks.clamp(range.start, range.end);
+                for part in [range.start..disk_end, disk_end..range.end] {
+                    if part.is_empty() {
+                        continue;
+                    }
+                    let judged = table.judge(part.start, 0, len);
+                    overwritten.add_all(table.at, 4, part.clone(), judged.flawed(), |index| table.guest(index));
+                    next(
+                        cx,
+                        &mut run,
+                        Run { judged, first: part.start, count: part.end.saturating_sub(part.start), entry: 0 },
+                    );
+                }
+                return Ok(());
+            }
+        };
         for (index, entry) in (first..).zip(entries(bytes)) {
             let extent = table.extent(entry);
             let judged = table.judge(index, entry, len);
             if entry != FREE {
-                let at = table.at.saturating_add(index.saturating_mul(4));
+                let at = table.place(index);
                 overwritten.add(at..at.saturating_add(4), judged.flawed(), table.guest(index));
             }
             if matches!(judged, Judged::Sound | Judged::Cut) {
@@ -191,14 +250,7 @@ fn walk(cx: &mut Context<'_>, table: &Table, lost: &[Range<u64>]) {
                 let guest = table.guest(index);
                 cx.lose(guest.start.saturating_add(there).min(guest.end)..guest.end);
             }
-            match &mut run {
-                Some(run) if run.judged == judged => run.count = run.count.saturating_add(1),
-                _ => {
-                    if let Some(done) = run.replace(Run { judged, first: index, count: 1, entry }) {
-                        close(cx, table, &done, lost);
-                    }
-                }
-            }
+            next(cx, &mut run, Run { judged, first: index, count: 1, entry });
         }
         cx.progress("block table", first.saturating_mul(4), table.len());
         Ok(())
@@ -220,8 +272,7 @@ fn walk(cx: &mut Context<'_>, table: &Table, lost: &[Range<u64>]) {
 fn close(cx: &mut Context<'_>, table: &Table, run: &Run, lost: &[Range<u64>]) {
     let last = run.first.saturating_add(run.count);
     let guest = table.guest(run.first).start..table.guest(last.saturating_sub(1)).end;
-    let place = |index: u64| table.at.saturating_add(index.saturating_mul(4));
-    let host = place(run.first)..place(last);
+    let host = table.place(run.first)..table.place(last);
     let which = match run.count {
         1 => format!("block table entry {} is sector {:#x}", run.first, run.entry),
         count => {
@@ -325,7 +376,9 @@ fn fill(
     for claim in fixed.iter().filter(|claim| reaches(&claim.range())) {
         layout.add(claim.start, claim.len, claim.class, claim.index)?;
     }
-    table.read(cx, |_, first, bytes| {
+    table.read(cx, |_, piece| {
+        // What is zero lies in the headers: so for holes, and for entries below.
+        let Piece::Entries(first, bytes) = piece else { return Ok(()) };
         for (index, entry) in (first..).zip(entries(bytes)).filter(|(_, entry)| *entry != FREE) {
             let extent = table.extent(entry);
             // What lies in the headers is told by itself; a stray entry may say anything.
@@ -490,17 +543,21 @@ fn hidden(cx: &mut Context<'_>, table: &Table, lost: &[Range<u64>]) {
     let len = cx.file_len();
     let size = usize::try_from(table.bitmap).unwrap_or(0);
     // A bitmap of the largest block there can be has half a megabyte.
-    if cx.budget.left() < table.bitmap.saturating_add(CHUNK as u64) {
+    if cx.budget.left() < table.bitmap.saturating_add(CHUNK) {
         return cx.not_checked("sector bitmaps: not enough memory");
     }
-    let _ = table.read(cx, |cx, first, bytes| {
+    let mut known = None;
+    let _ = table.read(cx, |cx, piece| {
+        let Piece::Entries(first, bytes) = piece else { return Ok(()) };
         for (index, entry) in (first..).zip(entries(bytes)) {
             let extent = table.extent(entry);
             let guest = table.guest(index);
             let next = lost.get(lost.partition_point(|range| range.end <= guest.start));
             // A bitmap somebody else claims too says nothing.
             let ours = next.is_none_or(|range| range.start >= guest.end);
-            if table.judge(index, entry, len) != Judged::Sound || !ours || cx.stopped() {
+            let sound = table.judge(index, entry, len) == Judged::Sound;
+            // A block in a hole has no data that could be hidden.
+            if !sound || !ours || cx.stopped() || holes::is_hole(cx.image, &extent, &mut known) {
                 continue;
             }
             let bitmap = cx.read(extent.start, size, "a sector bitmap");
@@ -530,7 +587,12 @@ fn hidden_in(cx: &mut Context<'_>, table: &Table, data: u64, bitmap: &[u8]) -> O
     let mut sector = 0u64;
     let mut found: Option<(u64, u64)> = None;
     while sector < sectors {
-        let count = (sectors.saturating_sub(sector)).min(128);
+        let stretch = holes::stretch(cx.image, data, 512, sector..sectors, 128);
+        if stretch.hole {
+            sector = stretch.entries.end;
+            continue;
+        }
+        let count = stretch.entries.end.saturating_sub(sector);
         let at = data.saturating_add(sector.saturating_mul(512));
         let bytes = cx.read(at, usize::try_from(count.saturating_mul(512)).unwrap_or(0), "a block");
         for (of, bytes) in (sector..).zip(bytes.chunks(512)) {

@@ -53,17 +53,58 @@ impl Overwritten {
         }
     }
 
+    /// As [`add`](Self::add), neighbouring entries of `width` bytes of the table at `table`, which all say the same. Their number
+    /// may be any: whole sectors of them are counted, not walked.
+    pub(crate) fn add_all(
+        &mut self,
+        table: u64,
+        width: u64,
+        entries: Range<u64>,
+        flawed: bool,
+        guest: impl Fn(u64) -> Range<u64>,
+    ) {
+        let place = |index: u64| table.saturating_add(index.saturating_mul(width));
+        let one = |this: &mut Self, index: u64| {
+            this.add(place(index)..place(index.saturating_add(1)), flawed, guest(index));
+        };
+        // The entries that begin in whole sectors.
+        let from_table = |at: u64| at.saturating_sub(table).div_ceil(width.max(1));
+        let whole =
+            from_table(place(entries.start).div_ceil(SECTOR).saturating_mul(SECTOR)).clamp(entries.start, entries.end);
+        let end = place(entries.end);
+        let rest = from_table(end.saturating_sub(end % SECTOR)).clamp(whole, entries.end);
+        for index in entries.start..whole {
+            one(self, index);
+        }
+        if whole < rest {
+            self.close();
+            self.sector = place(rest.saturating_sub(1)) / SECTOR;
+            let last = guest(rest.saturating_sub(1)).end;
+            if flawed {
+                self.found(place(whole)..place(rest), guest(whole).start..last, rest.saturating_sub(whole));
+            }
+        }
+        for index in rest..entries.end {
+            one(self, index);
+        }
+    }
+
     fn close(&mut self) {
         let place = self.place.take();
         let (flawed, sound) = (std::mem::take(&mut self.flawed), std::mem::take(&mut self.sound));
-        let Some((host, guest)) = place.filter(|_| flawed >= FLAWED_MIN && sound <= flawed) else { return };
+        if let Some((host, guest)) = place.filter(|_| flawed >= FLAWED_MIN && sound <= flawed) {
+            self.found(host, guest, flawed);
+        }
+    }
+
+    fn found(&mut self, host: Range<u64>, guest: Range<u64>, errors: u64) {
         let near = |last: &&mut Stretch| host.start.saturating_sub(last.host.end) < SECTOR;
         if let Some(last) = self.found.last_mut().filter(near) {
             last.host.end = host.end;
             last.guest.end = guest.end.max(last.guest.end);
-            last.errors = last.errors.saturating_add(flawed);
+            last.errors = last.errors.saturating_add(errors);
         } else if self.found.len() < STRETCHES_MAX {
-            self.found.push(Stretch { host, guest, errors: flawed });
+            self.found.push(Stretch { host, guest, errors });
         }
     }
 

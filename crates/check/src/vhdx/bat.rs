@@ -20,7 +20,7 @@ use crate::vhd::overwritten::Overwritten;
 
 const MIB: u64 = 1 << 20;
 /// Bytes of the table read at once.
-const CHUNK: usize = 1 << 20;
+const CHUNK: u64 = 1 << 20;
 /// A window of this many megabytes is not divided any further.
 const WINDOW_MIN: u64 = 1 << 15;
 /// Entries that the log of QEMU before 8.0 shifted together: those of one logged sector.
@@ -203,8 +203,8 @@ impl Table {
             // Holes are not read: their entries are zero. They begin and end on sectors, and so on entries.
             let Some(data) = view.next_data(at).filter(|data| data.start < end) else { break };
             at = at.max(data.start.saturating_sub(data.start.saturating_sub(self.at) % 8));
-            let len = usize::try_from(end.saturating_sub(at)).unwrap_or(CHUNK).min(CHUNK);
-            let bytes = cx.read_from(view, at, len, "the block table");
+            let there = data.end.min(end).saturating_sub(at).next_multiple_of(8).clamp(8, CHUNK);
+            let bytes = cx.read_from(view, at, usize::try_from(there).unwrap_or(8), "the block table");
             for page in bytes.chunks(SECTOR_LEN) {
                 // Most of a table of a large disk was never written to.
                 if ZEROES.get(..page.len()) != Some(page) {

@@ -190,7 +190,7 @@ impl Judge<'_, '_> {
         table: &Table<'_>,
         mut each: impl FnMut(u64, u64) -> Result<(), Halt>,
     ) -> Result<(), Halt> {
-        if table.again {
+        if table.again || table.hole {
             return Ok(());
         }
         let choice = self.choose(table);
@@ -659,6 +659,11 @@ impl Visit for Survey<'_, '_> {
         }
         self.tell_again(cx);
         self.table = (table.at, table.index);
+        if table.hole {
+            let guest = geo.windows(table.index..table.index.saturating_add(1));
+            self.state(cx, guest, GuestState::Unallocated);
+            return Ok(());
+        }
         let choice = self.judge.choose(table);
         if choice != Choice::Both {
             self.destroyed(cx, table, choice);

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::budget::Full;
 use crate::context::Context;
+use crate::holes;
 
 use super::geometry::{Geometry, Pointer};
 
@@ -57,6 +58,8 @@ pub(super) struct Table<'t> {
     pub(super) again: bool,
     /// The medium did not give all of it.
     pub(super) unreadable: bool,
+    /// It lies in a hole of the file, and so does its copy, if it has one: nothing but zeroes. `bytes` is empty.
+    pub(super) hole: bool,
 }
 
 /// Somebody who looks at tables. Entries come slice by slice, within a slice by place in the file.
@@ -129,7 +132,8 @@ pub(super) fn walk(cx: &mut Context<'_>, geo: &Geometry, how: Walk, visit: &mut 
             for one in &tables {
                 let copy = (one.copy != 0).then_some((one.copy, &[][..]));
                 let again = false;
-                visit.table(cx, &Table { index: one.index, at: one.at, bytes: &[], copy, again, unreadable: false })?;
+                let (unreadable, hole) = (false, false);
+                visit.table(cx, &Table { index: one.index, at: one.at, bytes: &[], copy, again, unreadable, hole })?;
             }
         }
         start = end;
@@ -222,20 +226,30 @@ fn contents(
     let len = geo.table_len();
     let per_batch = usize::try_from(BATCH.checked_div(len).unwrap_or(1).max(1)).unwrap_or(1);
     let step = usize::try_from(len).unwrap_or(0).max(1);
-    let mut before = None;
+    let (mut before, mut known, mut known_copy) = (None, None, None);
     for batch in tables.chunks(per_batch) {
         if cx.stopped() {
             return Err(Halt::Stopped);
         }
-        let places: Vec<(u64, usize)> = batch.iter().enumerate().map(|(slot, one)| (one.at, slot)).collect();
+        // Writers make all tables at once, and most of a sparse disk's are never written to.
+        let is_hole = |at: u64, known: &mut _| holes::is_hole(cx.image, &(at..at.saturating_add(len)), known);
+        let empty: Vec<bool> = batch
+            .iter()
+            .map(|one| {
+                let copied = how.copies && one.copy != 0;
+                is_hole(one.at, &mut known) && (!copied || is_hole(one.copy, &mut known_copy))
+            })
+            .collect();
+        let full = || batch.iter().enumerate().zip(&empty).filter(|(_, empty)| !**empty).map(|(one, _)| one);
+        let places: Vec<(u64, usize)> = full().map(|(slot, one)| (one.at, slot)).collect();
         let (first, bad) = gather(cx, &places, len, how.first, "grain tables");
         let mut places: Vec<(u64, usize)> = Vec::new();
         if how.copies {
-            places = batch.iter().enumerate().map(|(slot, one)| (one.copy, slot)).filter(|(at, _)| *at != 0).collect();
+            places = full().map(|(slot, one)| (one.copy, slot)).filter(|(at, _)| *at != 0).collect();
             places.sort_unstable();
         }
         let (second, bad_copy) = gather(cx, &places, len, how.first, "redundant grain tables");
-        for (slot, one) in batch.iter().enumerate() {
+        for ((slot, one), hole) in batch.iter().enumerate().zip(empty) {
             let start = slot.saturating_mul(step);
             let of = |all: &[u8]| -> Range<usize> { start.min(all.len())..start.saturating_add(step).min(all.len()) };
             let again = before == Some(one.at);
@@ -245,7 +259,7 @@ fn contents(
                 .then(|| (one.copy, second.get(of(&second)).unwrap_or_default()))
                 .filter(|(_, bytes)| !bytes.is_empty());
             let unreadable = bad.contains(&slot);
-            visit.table(cx, &Table { index: one.index, at: one.at, bytes, copy, again, unreadable })?;
+            visit.table(cx, &Table { index: one.index, at: one.at, bytes, copy, again, unreadable, hole })?;
         }
     }
     Ok(())

@@ -94,6 +94,11 @@ impl Sparse {
         self.len = self.len.max(at);
     }
 
+    /// Makes a hole of a sector.
+    pub fn clear(&mut self, at: u64) {
+        self.sectors.remove(&(at / SECTOR));
+    }
+
     pub fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
         let mut buf = vec![0; len];
         let _ = self.read_at(at, &mut buf);
