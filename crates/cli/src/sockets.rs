@@ -1,11 +1,14 @@
 //! Sockets for the `nbd` driver, which opens none itself.
 
+use std::time::Duration;
+
 use blkproof_block::LocalBoxFuture;
 use blkproof_nbd::driver::{Connect, Transport};
 use blkproof_nbd::uri::Address;
 use tokio::net::{TcpStream, UnixStream};
 
 /// Connects with tokio, and moves bytes in a task on this thread.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Sockets;
 
 impl Connect for Sockets {
@@ -24,5 +27,9 @@ impl Connect for Sockets {
 
     fn spawn(&self, task: LocalBoxFuture<'static, ()>) {
         tokio::task::spawn_local(task);
+    }
+
+    fn sleep(&self, time: Duration) -> LocalBoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(time))
     }
 }

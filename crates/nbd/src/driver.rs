@@ -1,48 +1,69 @@
 //! The `nbd` driver: an export of some server as the end of a graph.
 //!
 //! Options are QEMU's: `server.type` (`unix` or `inet`) with `server.path` or `server.host` and `server.port`, or
-//! `path`, or `host` and `port`; and `export`. Sockets are opened by whoever registers the driver, through [`Connect`].
+//! `path`, or `host` and `port`; and `export`. Two more are times in seconds, 0 by default:
+//!
+//! * `reconnect-delay`: a lost connection is replaced by a new one, for which requests wait so long before they fail
+//!   ([`reconnect`](crate::reconnect) says what that may cost). With 0 a lost connection stays lost.
+//! * `open-timeout`: the first connection is tried again and again for so long. With 0 it is tried once.
+//!
+//! Sockets are opened by whoever registers the driver, through [`Connect`].
 
-use std::io;
+use std::cell::RefCell;
+use std::time::Duration;
 
 use blkproof_block::graph::{Driver, DriverKind, OpenContext, OpenError, OptionError, Options};
 use blkproof_block::{LocalBoxFuture, Node};
-use tokio::io::{AsyncRead, AsyncWrite};
+use futures_lite::future::or;
 
-use crate::client::{Client, ConnectError};
+use crate::connect::{AttemptError, Attempts, Connected, Target, once};
+pub use crate::connect::{Connect, Transport};
 use crate::handshake::client::Wanted;
+use crate::reconnect::Reconnecting;
 use crate::uri::{self, Address, DEFAULT_PORT};
-
-/// A connection of any kind.
-pub trait Transport: AsyncRead + AsyncWrite + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Unpin> Transport for S {}
-
-/// What the driver needs of the program around it.
-pub trait Connect {
-    /// Connects.
-    fn connect<'a>(&'a self, address: &'a Address) -> LocalBoxFuture<'a, io::Result<Box<dyn Transport>>>;
-
-    /// Runs the task that moves the bytes of a connection, beside everything else on this thread.
-    fn spawn(&self, task: LocalBoxFuture<'static, ()>);
-}
 
 /// The driver.
 #[derive(Debug)]
 pub struct NbdDriver<C>(pub C);
 
-impl<C: Connect> NbdDriver<C> {
+impl<C: Connect + Clone + 'static> NbdDriver<C> {
     async fn open_node(&self, mut options: Options, context: &OpenContext<'_>) -> Result<Node, OpenError> {
+        let reconnect = seconds(&mut options, "reconnect-delay")?;
+        let patience = seconds(&mut options, "open-timeout")?;
         let (address, export) = target(&mut options)?;
         options.finish("nbd")?;
-        let what = || format!("nbd server {address}");
-        let stream = self.0.connect(&address).await.map_err(|error| OpenError::io(what(), error))?;
-        let (client, connection) = Client::connect(stream, Wanted::new(export)).await.map_err(|error| match error {
-            ConnectError::Io(error) => OpenError::io(what(), error),
-            ConnectError::Negotiation(error) => OpenError::Image(format!("{}: {error}", what())),
-        })?;
-        self.0.spawn(Box::pin(connection));
-        Ok(Node::new(if context.flags.read_only { client.read_only() } else { client }))
+        let target = Target { address, wanted: Wanted::new(export), read_only: context.flags.read_only };
+        let connected =
+            if patience.is_zero() { once(&self.0, &target).await } else { within(&self.0, &target, patience).await };
+        let (client, connection) = connected.map_err(|error| error.into_open_error(&target.address))?;
+        if reconnect.is_zero() {
+            self.0.spawn(Box::pin(connection));
+            return Ok(Node::new(client));
+        }
+        let connect = self.0.clone();
+        Ok(Node::new(Reconnecting::new(connect, target, reconnect, client, connection)))
     }
+}
+
+/// Tries for so long; fails as the last attempt did.
+async fn within<C: Connect>(connect: &C, target: &Target, patience: Duration) -> Result<Connected, AttemptError> {
+    let last = RefCell::new(None);
+    let mut attempts = Attempts::default();
+    let connected = async { Some(attempts.run(connect, target, |error| drop(last.replace(Some(error)))).await) };
+    let enough = async {
+        connect.sleep(patience).await;
+        None
+    };
+    let connected = or(connected, enough).await;
+    connected.ok_or_else(|| last.take().unwrap_or(AttemptError::Slow(patience)))
+}
+
+/// A time; QEMU has 32 bits for it.
+fn seconds(options: &mut Options, key: &'static str) -> Result<Duration, OpenError> {
+    let number = options.take_u64(key)?.unwrap_or(0);
+    let number = u32::try_from(number)
+        .map_err(|_| OpenError::Usage(format!("{key} of {number} seconds is more than {}", u32::MAX)))?;
+    Ok(Duration::from_secs(number.into()))
 }
 
 fn target(options: &mut Options) -> Result<(Address, String), OpenError> {
@@ -79,7 +100,7 @@ fn port(options: &mut Options) -> Result<u16, OpenError> {
     u16::try_from(number).map_err(|_| OpenError::Usage(format!("port {number} is more than 65535")))
 }
 
-impl<C: Connect> Driver for NbdDriver<C> {
+impl<C: Connect + Clone + 'static> Driver for NbdDriver<C> {
     fn name(&self) -> &'static str {
         "nbd"
     }

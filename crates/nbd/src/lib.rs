@@ -5,9 +5,11 @@
 //! [`client`] is a block device over any stream. This crate opens no socket.
 
 pub mod client;
+pub mod connect;
 pub mod driver;
 pub mod errors;
 pub mod handshake;
+pub mod reconnect;
 pub mod server;
 #[cfg(feature = "tls")]
 pub mod tls;

@@ -6,6 +6,7 @@ mod common;
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use blkproof_block::graph::{Driver, OpenContext, OpenFlags, Options, Registry};
 use blkproof_block::{BlockDevice, Errno, LocalBoxFuture, Node, Preallocation, WriteFlags, ZeroFlags};
@@ -16,6 +17,7 @@ use blkproof_nbd::uri::Address;
 use common::{Served, exports, memory, run, text};
 use tokio::net::{TcpStream, UnixStream};
 
+#[derive(Clone)]
 struct Sockets;
 
 impl Connect for Sockets {
@@ -30,6 +32,11 @@ impl Connect for Sockets {
 
     fn spawn(&self, task: LocalBoxFuture<'static, ()>) {
         tokio::task::spawn_local(task);
+    }
+
+    /// No time passes.
+    fn sleep(&self, _time: Duration) -> LocalBoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
     }
 }
 
@@ -88,6 +95,9 @@ fn mistakes_are_named() {
             (options().with("path", path).with("exprt", "x"), "did you mean 'export'"),
             (options().with("path", path).with("export", "nothing"), "no export of that name"),
             (options().with("path", "/nonexistent/socket"), "/nonexistent/socket"),
+            (options().with("path", path).with("reconnect-delay", "4294967296"), "more than 4294967295"),
+            (options().with("path", path).with("open-timeout", "soon"), "open-timeout"),
+            (options().with("path", path).with("reconect-delay", "1"), "did you mean 'reconnect-delay'"),
             (options().with_child("server", options().with("path", path)), "needs a 'type'"),
             (options().with_child("server", options().with("type", "vsock")), "'unix', 'inet'"),
             (options().with_child("server", inet), "70000"),

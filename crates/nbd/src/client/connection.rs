@@ -18,6 +18,8 @@ use crate::wire::{CommandFlags, command};
 const INPUT: usize = 256 << 10;
 /// Rounds of one poll before others get their turn.
 const ROUNDS: u32 = 8;
+/// Why the connection ends after the server has answered `NBD_ESHUTDOWN`.
+const DISMISSED: &str = "the server is shutting down";
 
 /// Sends requests and receives replies until the [`Client`](super::Client) is dropped or closed, or the connection is
 /// lost.
@@ -54,6 +56,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             leaving: false,
             unflushed: false,
         }
+    }
+
+    /// Waits until the server wants us to leave.
+    pub(crate) fn dismissal(&self) -> Dismissal {
+        Dismissal(Rc::clone(&self.shared))
     }
 
     /// `Ok(true)` if bytes went, an error once the connection is of no use.
@@ -160,7 +167,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
                 Ok(Some(false)) => return Poll::Pending,
                 Ok(None) => {
                     let _ = Pin::new(&mut this.stream).poll_shutdown(cx);
-                    this.shared.die("it was closed");
+                    this.shared.die(if this.shared.is_dismissed() { DISMISSED } else { "it was closed" });
                     return Poll::Ready(());
                 }
                 Err::<_, String>(words) => {
@@ -177,5 +184,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
 impl<S> Drop for Connection<S> {
     fn drop(&mut self) {
         self.shared.die("its task was dropped");
+    }
+}
+
+/// The server's wish that we leave, which it utters by answering `NBD_ESHUTDOWN`.
+#[derive(Debug)]
+pub(crate) struct Dismissal(Rc<Shared>);
+
+impl Dismissal {
+    /// Waits for it.
+    pub(crate) async fn wait(&self) {
+        self.0.dismissed.notified().await;
+    }
+
+    /// Leaves although not everything is answered.
+    pub(crate) fn leave(&self) {
+        self.0.die(DISMISSED);
     }
 }

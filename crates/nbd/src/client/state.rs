@@ -1,8 +1,9 @@
 //! What the device and its connection share: requests by cookie, and bytes to send.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use blkproof_block::{Errno, IoError};
@@ -20,6 +21,36 @@ const JOIN: usize = 64 << 10;
 /// Pieces of one read that may have come with gaps between them. A server may fragment as it likes, but each piece takes
 /// memory of ours.
 const PIECES_MAX: usize = 32 << 10;
+
+/// What became of a request that failed, as far as the server is concerned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fate {
+    /// The server answered, or it was never meant to be asked.
+    Settled,
+    /// There is no connection to send it over.
+    Unsent,
+    /// The connection was lost before the answer came: the server may carry it out at any time, or never.
+    Unanswered,
+}
+
+/// An error, and what is known of the request.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) error: IoError,
+    pub(crate) fate: Fate,
+}
+
+impl From<IoError> for Failure {
+    fn from(error: IoError) -> Self {
+        Self { error, fate: Fate::Settled }
+    }
+}
+
+impl From<Failure> for IoError {
+    fn from(failure: Failure) -> Self {
+        failure.error
+    }
+}
 
 /// What a server answered.
 #[derive(Debug, Default)]
@@ -46,6 +77,8 @@ struct Pending {
     /// Nobody waits any more.
     abandoned: bool,
     done: bool,
+    /// The connection was lost before the answer came.
+    lost: bool,
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +91,13 @@ struct State {
     dead: Option<IoError>,
     /// The device is gone, or the server wants us to be.
     hanging_up: bool,
+    /// It is the server that wants us to be gone.
+    dismissed: bool,
+    /// A request was answered.
+    has_answered: bool,
+    /// Requests that change the disk, that nobody waits for, and whose answer will never come: they stay open for ever
+    /// (CM 4.5). Shared with later connections to the same export.
+    open: Rc<Cell<u64>>,
     connection: Option<Waker>,
 }
 
@@ -66,6 +106,8 @@ pub(super) struct Shared {
     state: RefCell<State>,
     /// Told whenever an abandoned request is answered, and when the connection is lost.
     pub(super) answered: Notify,
+    /// Told when the server wants us to leave.
+    pub(super) dismissed: Notify,
 }
 
 /// Gives up a request when its future is dropped.
@@ -79,6 +121,9 @@ impl Drop for Guard<'_> {
         let state = &mut *self.shared.state.borrow_mut();
         let Some(pending) = state.pending.get_mut(&self.cookie) else { return };
         if pending.done {
+            if pending.lost && pending.writes() {
+                state.open.set(state.open.get().saturating_add(1));
+            }
             state.pending.remove(&self.cookie);
         } else {
             pending.abandoned = true;
@@ -90,13 +135,14 @@ impl Drop for Guard<'_> {
 
 impl Shared {
     /// Queues a request; it will be sent even if nobody waits for it.
-    pub(super) fn send(&self, mode: Mode, mut request: Request, data: &[u8]) -> Result<u64, IoError> {
+    pub(super) fn send(&self, mode: Mode, mut request: Request, data: &[u8]) -> Result<u64, Failure> {
         let state = &mut *self.state.borrow_mut();
         if let Some(error) = &state.dead {
-            return Err(error.clone());
+            return Err(Failure { error: error.clone(), fate: Fate::Unsent });
         }
         if state.hanging_up {
-            return Err(IoError::new(Errno::SHUTDOWN).detail("the connection was closed"));
+            let error = IoError::new(Errno::SHUTDOWN).detail("the connection was closed");
+            return Err(Failure { error, fate: Fate::Unsent });
         }
         let cookie = state.next_cookie;
         state.next_cookie = cookie.wrapping_add(1);
@@ -116,6 +162,7 @@ impl Shared {
             waker: None,
             abandoned: false,
             done: false,
+            lost: false,
         };
         state.pending.insert(cookie, pending);
         if let Some(waker) = state.connection.take() {
@@ -125,12 +172,14 @@ impl Shared {
     }
 
     /// Waits for the answer to a request, success or not.
-    pub(super) async fn answer(&self, cookie: u64) -> Result<Reply, IoError> {
+    ///
+    /// An unanswered one is the business of whoever gets that failure: it is no longer counted as open here.
+    pub(super) async fn answer(&self, cookie: u64) -> Result<Reply, Failure> {
         let _guard = Guard { shared: self, cookie };
         poll_fn(|cx| {
             let state = &mut *self.state.borrow_mut();
             let Some(pending) = state.pending.get_mut(&cookie) else {
-                return Poll::Ready(Err(lost("its request is unknown")));
+                return Poll::Ready(Err(lost("its request is unknown").into()));
             };
             if !pending.done {
                 pending.waker = Some(cx.waker().clone());
@@ -138,8 +187,11 @@ impl Shared {
             }
             let pending = state.pending.remove(&cookie);
             Poll::Ready(match pending {
+                Some(Pending { lost: true, reply: Reply { error: Some(error), .. }, .. }) => {
+                    Err(Failure { error, fate: Fate::Unanswered })
+                }
                 Some(pending) => Ok(pending.reply),
-                None => Err(lost("its request is unknown")),
+                None => Err(lost("its request is unknown").into()),
             })
         })
         .await
@@ -152,6 +204,32 @@ impl Shared {
             Some(error) => Err(error.clone()),
             None => Ok(state.abandoned == 0),
         }
+    }
+
+    /// Why the connection is of no use any more, if it is.
+    pub(super) fn loss(&self) -> Option<IoError> {
+        self.state.borrow().dead.clone()
+    }
+
+    /// Whether no request is taken any more.
+    pub(super) fn is_over(&self) -> bool {
+        let state = self.state.borrow();
+        state.hanging_up || state.dead.is_some()
+    }
+
+    /// Whether any request was ever answered.
+    pub(super) fn has_answered(&self) -> bool {
+        self.state.borrow().has_answered
+    }
+
+    /// Whether the server wants us to leave.
+    pub(super) fn is_dismissed(&self) -> bool {
+        self.state.borrow().dismissed
+    }
+
+    /// Counts requests that stay open for ever in `open` from now on.
+    pub(super) fn share_open(&self, open: &Rc<Cell<u64>>) {
+        self.state.borrow_mut().open = Rc::clone(open);
     }
 
     /// Ends the connection once everything is answered.
@@ -196,8 +274,11 @@ impl Shared {
         state.dead.get_or_insert_with(|| error.clone());
         state.out.clear();
         state.abandoned = 0;
+        let open = state.pending.values().filter(|pending| pending.abandoned && pending.writes()).count() as u64;
+        state.open.set(state.open.get().saturating_add(open));
         state.pending.retain(|_, pending| !pending.abandoned);
         for pending in state.pending.values_mut().filter(|pending| !pending.done) {
+            pending.lost = true;
             pending.reply.error = Some(error.clone());
             pending.finish();
         }
@@ -236,12 +317,15 @@ impl Shared {
                 if error == Errno::SHUTDOWN {
                     // Such a server has to be left (section "Terminating the transmission phase").
                     state.hanging_up = true;
+                    state.dismissed = true;
+                    self.dismissed.notify_one();
                 }
                 pending.fail(error, message, place);
             }
             ReplyEvent::Done { .. } => {
                 pending.check_complete()?;
                 pending.finish();
+                state.has_answered = true;
                 if pending.abandoned {
                     state.pending.remove(&cookie);
                     state.abandoned = state.abandoned.saturating_sub(1);
@@ -254,6 +338,11 @@ impl Shared {
 }
 
 impl Pending {
+    /// Whether it changes the disk.
+    fn writes(&self) -> bool {
+        matches!(self.request.kind, command::WRITE | command::WRITE_ZEROES | command::TRIM)
+    }
+
     fn finish(&mut self) {
         self.done = true;
         if let Some(waker) = self.waker.take() {

@@ -1,6 +1,7 @@
 //! What the tests share: a runtime, servers at sockets and in memory, foreign programs.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
+pub mod puppet;
 pub mod wire;
 
 use std::cell::RefCell;
