@@ -6,11 +6,18 @@ use std::rc::Rc;
 
 use crate::clock::SharedClock;
 use crate::notice::Notices;
+use crate::stats::Stats;
+use crate::trace::Trace;
 
 /// A node that can be controlled.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum Part {}
+pub enum Part {
+    /// Statistics.
+    Stats(Rc<Stats>),
+    /// A trace.
+    Trace(Rc<Trace>),
+}
 
 /// Every controllable node, and what all of them share. Lives on the thread of its graphs.
 #[derive(Debug)]
@@ -73,6 +80,15 @@ impl Lab {
         Ok(())
     }
 
+    /// Makes a node known as long as what this returns is kept.
+    ///
+    /// # Errors
+    /// If there is one of that name.
+    pub fn register(self: &Rc<Self>, name: &Rc<str>, part: Part) -> Result<Registered, NameTaken> {
+        self.add(name, part)?;
+        Ok(Registered { lab: Rc::clone(self), name: Rc::clone(name) })
+    }
+
     /// Forgets a node.
     pub fn remove(&self, name: &str) {
         self.parts.borrow_mut().remove(name);
@@ -86,5 +102,18 @@ impl Lab {
     /// Every node, by name.
     pub fn parts(&self) -> Vec<(Rc<str>, Part)> {
         self.parts.borrow().iter().map(|(name, part)| (Rc::clone(name), part.clone())).collect()
+    }
+}
+
+/// A node's place in the lab; given up when dropped.
+#[derive(Debug)]
+pub struct Registered {
+    lab: Rc<Lab>,
+    name: Rc<str>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.lab.remove(&self.name);
     }
 }

@@ -16,3 +16,5 @@ pub mod lab;
 pub mod notice;
 pub mod request;
 pub mod rule;
+pub mod stats;
+pub mod trace;
