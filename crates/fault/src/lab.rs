@@ -4,8 +4,11 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use crate::ask::Asks;
 use crate::clock::SharedClock;
+use crate::filter::Faults;
 use crate::notice::Notices;
+use crate::power::Switch;
 use crate::stats::Stats;
 use crate::trace::Trace;
 
@@ -13,6 +16,8 @@ use crate::trace::Trace;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Part {
+    /// Rules.
+    Fault(Rc<Faults>),
     /// Statistics.
     Stats(Rc<Stats>),
     /// A trace.
@@ -24,6 +29,8 @@ pub enum Part {
 pub struct Lab {
     clock: Clocked,
     notices: Notices,
+    asks: Rc<Asks>,
+    switches: RefCell<Vec<Switch>>,
     parts: RefCell<BTreeMap<Rc<str>, Part>>,
 }
 
@@ -44,7 +51,13 @@ impl Lab {
     /// An empty one.
     pub fn new(clock: SharedClock) -> Rc<Self> {
         let notices = Notices::new(Rc::clone(&clock));
-        Rc::new(Self { clock: Clocked(clock), notices, parts: RefCell::default() })
+        Rc::new(Self {
+            clock: Clocked(clock),
+            notices,
+            asks: Rc::default(),
+            switches: RefCell::default(),
+            parts: RefCell::default(),
+        })
     }
 
     /// The clock of every node.
@@ -55,6 +68,21 @@ impl Lab {
     /// Where nodes tell what happens.
     pub fn notices(&self) -> &Notices {
         &self.notices
+    }
+
+    /// Who answers questions, and which are open.
+    pub fn asks(&self) -> Rc<Asks> {
+        Rc::clone(&self.asks)
+    }
+
+    /// Makes a disk's power switch known. A disk does so after everything below it is open.
+    pub fn add_switch(&self, switch: Switch) {
+        self.switches.borrow_mut().push(switch);
+    }
+
+    /// Every disk whose power can be cut, in the order in which they were opened.
+    pub fn switches(&self) -> Vec<Switch> {
+        self.switches.borrow().clone()
     }
 
     /// The name a new node gets: what its user calls it, or `driver0`, `driver1`, ….
@@ -92,6 +120,7 @@ impl Lab {
     /// Forgets a node.
     pub fn remove(&self, name: &str) {
         self.parts.borrow_mut().remove(name);
+        self.switches.borrow_mut().retain(|switch| &*switch.name != name);
     }
 
     /// The node of that name.

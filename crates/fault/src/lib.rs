@@ -9,11 +9,14 @@
 //! - [`lab`]: all of them by name, for whoever controls a running graph; [`notice`]: what they tell.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
+pub mod ask;
 pub mod blkdebug;
 pub mod clock;
 pub mod engine;
+pub mod filter;
 pub mod lab;
 pub mod notice;
+pub mod power;
 pub mod request;
 pub mod rule;
 pub mod stats;

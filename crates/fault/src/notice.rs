@@ -9,6 +9,7 @@ use std::time::Duration;
 use blkproof_block::{ByteRange, Event, IoError, RuleId};
 use tokio::sync::broadcast;
 
+use crate::ask::Asked;
 use crate::clock::SharedClock;
 use crate::request::Operation;
 
@@ -50,14 +51,18 @@ pub enum What {
     },
     /// A request waits for an answer from outside.
     Ask {
-        /// What to answer with.
+        /// The question's number, for the answer.
         ask: u64,
+        /// Who is asked.
+        to: Asked,
         /// The rule that asks.
         rule: RuleId,
-        /// What was asked for.
+        /// What the request is for.
         operation: Operation,
         /// The request's bytes.
         range: ByteRange,
+        /// Whether it has to be durable when it completes.
+        fua: bool,
         /// The data of a write, or what a read would return, if the rule wants it shown.
         data: Option<Rc<[u8]>>,
         /// How long the request waits.
@@ -65,8 +70,10 @@ pub enum What {
     },
     /// An answer came too late, or its client is gone: the rule's default was taken.
     AskOver {
-        /// The question.
-        ask: u64,
+        /// The question; `None` if there was nobody to ask.
+        ask: Option<u64>,
+        /// The rule.
+        rule: RuleId,
         /// Why: `timeout`, `nobody-listens`, `client-gone`, `cancelled`.
         why: &'static str,
     },

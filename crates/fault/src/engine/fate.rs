@@ -6,7 +6,7 @@ use blkproof_block::{ByteRange, Errno, IoError, RuleId};
 
 use super::armed::Armed;
 use super::draw::Stream;
-use super::plan::{Fate, Pause, Plan};
+use super::plan::{Fate, Pause, Plan, Share};
 use crate::request::Request;
 use crate::rule::{Action, Done, Place, Rule, Tear, Unit};
 
@@ -25,12 +25,15 @@ pub(super) fn fate(
 ) -> Option<IoError> {
     let rule = &armed.rule;
     let range = request.range;
-    let prefix = |done: Done| match done {
-        Done::None => 0,
-        Done::Prefix => first_bad.map_or(0, |bad| bad.saturating_sub(range.start)),
-        Done::All => range.len(),
+    let share = |done: Done| match done {
+        Done::None => Share::Bytes(0),
+        Done::Prefix => Share::Bytes(first_bad.map_or(0, |bad| bad.saturating_sub(range.start))),
+        Done::All => Share::All,
     };
-    let transferred = |error: IoError, prefix: u64| IoError { transferred: prefix, ..error };
+    let transferred = |error: IoError, done: Share| match done {
+        Share::Bytes(transferred) => IoError { transferred, ..error },
+        Share::All => IoError { transferred: range.len(), ..error },
+    };
     match &rule.action {
         Action::None | Action::Pass | Action::Corrupt { .. } => None,
         Action::Recovered(failure) => Some(failure.error(&rule.id, first_bad)),
@@ -46,19 +49,20 @@ pub(super) fn fate(
             if let Some(wait) = wait {
                 plan.pauses.push(Pause::Delay(armed.draw.delay(*wait, request.id)));
             }
-            let prefix = prefix(*done);
-            let error = transferred(error.error(&rule.id, first_bad), prefix);
-            plan.fate = Fate::Fail { prefix, error: error.clone() };
+            let done = share(*done);
+            let error = transferred(error.error(&rule.id, first_bad), done);
+            plan.fate = Fate::Fail { done, error: error.clone() };
             Some(error)
         }
         Action::Short { tear, error } => {
             let prefix = cut(armed, *tear, request, parts);
-            let error = transferred(error.error(&rule.id, Some(range.start.saturating_add(prefix))), prefix);
-            plan.fate = Fate::Fail { prefix, error: error.clone() };
+            let done = Share::Bytes(prefix);
+            let error = transferred(error.error(&rule.id, Some(range.start.saturating_add(prefix))), done);
+            plan.fate = Fate::Fail { done, error: error.clone() };
             Some(error)
         }
         Action::Torn { tear } => {
-            plan.fate = Fate::Torn { prefix: cut(armed, *tear, request, parts) };
+            plan.fate = Fate::Torn { done: Share::Bytes(cut(armed, *tear, request, parts)) };
             None
         }
         Action::Phantom => {
@@ -79,9 +83,9 @@ pub(super) fn fate(
             None
         }
         Action::Disconnect { done } => {
-            let prefix = prefix(*done);
-            let error = transferred(gone(&rule.id), prefix);
-            plan.fate = Fate::Fail { prefix, error: error.clone() };
+            let done = share(*done);
+            let error = transferred(gone(&rule.id), done);
+            plan.fate = Fate::Fail { done, error: error.clone() };
             Some(error)
         }
         Action::Ask { timeout, default, data } => {
@@ -89,9 +93,9 @@ pub(super) fn fate(
             None
         }
         Action::PowerCut { disk, state, done } => {
-            let prefix = prefix(*done);
+            let done = share(*done);
             let error = gone(&rule.id);
-            plan.fate = Fate::PowerCut { prefix, disk: disk.clone(), state: state.clone(), error: error.clone() };
+            plan.fate = Fate::PowerCut { done, disk: disk.clone(), state: state.clone(), error: error.clone() };
             Some(error)
         }
     }

@@ -27,13 +27,13 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use blkproof_block::{ByteRange, Event, IoError, RuleId};
+use blkproof_block::{ByteRange, Event, RuleId};
 
 use self::armed::Armed;
 use self::draw::Stream;
 use self::fate::{fate, tag_of, wrap};
 use self::index::Index;
-pub use self::plan::{Fate, Fired, Pause, Plan, RuleKey};
+pub use self::plan::{Fate, Fired, Pause, Plan, RuleKey, Share};
 use crate::request::{Operation, Request};
 use crate::rule::{Action, Corruption, Rule, RuleSet, StateName, Until};
 

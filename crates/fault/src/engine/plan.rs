@@ -46,23 +46,32 @@ pub enum Pause {
     Hold(Rc<str>),
 }
 
+/// How much of a request is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Share {
+    /// So many bytes from its start; nothing at all if that is 0.
+    Bytes(u64),
+    /// All of it, also of a request without bytes.
+    All,
+}
+
 /// What becomes of a request.
 #[derive(Clone, Debug, Default)]
 pub enum Fate {
     /// It is done.
     #[default]
     Proceed,
-    /// So many bytes from its start are done, then it fails.
+    /// A part from its start is done, then it fails.
     Fail {
-        /// Bytes done.
-        prefix: u64,
+        /// How much is done.
+        done: Share,
         /// With this.
         error: IoError,
     },
-    /// So many bytes from its start are done, and it succeeds.
+    /// A part from its start is done, and it succeeds.
     Torn {
-        /// Bytes done.
-        prefix: u64,
+        /// How much is done.
+        done: Share,
     },
     /// Nothing is done, and it succeeds.
     Phantom,
@@ -84,10 +93,10 @@ pub enum Fate {
         /// Whether the data is shown.
         data: bool,
     },
-    /// So many bytes from its start are done, the power of a disk is cut, and the request is cut off.
+    /// A part from its start is done, the power of a disk is cut, and the request is cut off.
     PowerCut {
-        /// Bytes done.
-        prefix: u64,
+        /// How much is done.
+        done: Share,
         /// The disk.
         disk: Option<Rc<str>>,
         /// The state to come back in.

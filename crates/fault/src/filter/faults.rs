@@ -1,0 +1,305 @@
+//! The handle on a `fault` node: its engine, and everything that waits there.
+
+use std::cell::{Cell, RefCell};
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use blkproof_block::{ByteRange, Event, IoError};
+use tokio::sync::Notify;
+
+use super::parked::Parked;
+use super::versions::Versions;
+use crate::ask::Asks;
+use crate::clock::SharedClock;
+use crate::engine::{Engine, Fired, IdTaken, OnEvent, Pause, Plan, RuleStatus};
+use crate::lab::Lab;
+use crate::notice::{Notices, What};
+use crate::power::Switch;
+use crate::request::{Operation, Request};
+use crate::rule::{Rule, RuleSet};
+
+/// What is shared between a `fault` node and those who control it.
+///
+/// No call here waits for I/O, except where it says so.
+#[derive(Debug)]
+pub struct Faults {
+    name: Rc<str>,
+    engine: RefCell<Engine>,
+    clock: Clocked,
+    notices: Notices,
+    asks: Rc<Asks>,
+    next_request: Cell<u64>,
+    pub(super) parked: Parked,
+    pub(super) versions: Versions,
+    disks: RefCell<Vec<Switch>>,
+    /// Whether requests are held back, all of them.
+    stopped: Cell<bool>,
+    /// Told when [`stopped`](Self::stopped) ends.
+    go_on: Notify,
+    /// Told when any rule has fired.
+    has_fired: Notify,
+}
+
+struct Clocked(SharedClock);
+
+impl std::fmt::Debug for Clocked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+impl Faults {
+    /// A node's state, with these rules armed.
+    ///
+    /// # Errors
+    /// If two rules have one id.
+    pub fn new(name: Rc<str>, rules: RuleSet, lab: &Lab) -> Result<Rc<Self>, IdTaken> {
+        let clock = lab.clock();
+        Ok(Rc::new(Self {
+            name,
+            engine: RefCell::new(Engine::new(rules, clock.now())?),
+            clock: Clocked(clock),
+            notices: lab.notices().clone(),
+            asks: lab.asks(),
+            next_request: Cell::new(0),
+            parked: Parked::default(),
+            versions: Versions::default(),
+            disks: RefCell::default(),
+            stopped: Cell::new(false),
+            go_on: Notify::new(),
+            has_fired: Notify::new(),
+        }))
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &Rc<str> {
+        &self.name
+    }
+
+    /// The disks whose power its rules may cut, the nearest first.
+    pub fn set_disks(&self, disks: Vec<Switch>) {
+        *self.disks.borrow_mut() = disks;
+    }
+
+    /// Adds rules, armed: all of them or none.
+    ///
+    /// # Errors
+    /// If an id is taken.
+    pub fn add(&self, rules: Vec<Rule>) -> Result<(), IdTaken> {
+        self.engine.borrow_mut().add(rules, self.now())
+    }
+
+    /// Removes a rule and its damage, and lets go whatever it holds; `false` if there is none of that id.
+    pub fn remove(&self, id: &str) -> bool {
+        self.parked.release(id, usize::MAX);
+        self.engine.borrow_mut().remove(id)
+    }
+
+    /// Replaces every rule, as when a rule file is read again. Counters and damage begin anew.
+    ///
+    /// # Errors
+    /// If two rules have one id; nothing has changed then.
+    pub fn replace(&self, rules: RuleSet) -> Result<(), IdTaken> {
+        let engine = Engine::new(rules, self.now())?;
+        self.versions.clear();
+        *self.engine.borrow_mut() = engine;
+        Ok(())
+    }
+
+    /// Makes one rule, or all and the state, as they were at first; `false` if there is no such rule.
+    pub fn reset(&self, id: Option<&str>) -> bool {
+        if id.is_none() {
+            self.versions.clear();
+        }
+        self.engine.borrow_mut().reset(id, self.now())
+    }
+
+    /// Makes a rule able to fire, or not; `false` if there is no such rule.
+    pub fn set_armed(&self, id: &str, armed: bool) -> bool {
+        self.engine.borrow_mut().set_armed(id, armed)
+    }
+
+    /// Every rule with what it has done, in order.
+    pub fn list(&self) -> Vec<RuleStatus> {
+        self.engine.borrow().list(self.now())
+    }
+
+    /// The engine's state.
+    pub fn state(&self) -> Rc<str> {
+        Rc::clone(self.engine.borrow().state())
+    }
+
+    /// Changes the engine's state.
+    pub fn set_state(&self, state: Rc<str>) {
+        self.engine.borrow_mut().set_state(state);
+    }
+
+    /// Bytes of a sector.
+    pub fn lba_size(&self) -> u32 {
+        self.engine.borrow().lba_size()
+    }
+
+    /// Reassigns sectors; how many rules had any of them.
+    pub fn reassign(&self, range: ByteRange) -> usize {
+        self.engine.borrow_mut().reassign(range, self.now())
+    }
+
+    /// Waits until the rule has fired so often, counted from when it was added or reset; `false` if there is no such rule,
+    /// or not any more.
+    pub async fn wait_fired(&self, id: &str, count: u64) -> bool {
+        loop {
+            let mut fired = pin!(self.has_fired.notified());
+            fired.as_mut().enable();
+            match self.engine.borrow().fired(id) {
+                None => return false,
+                Some(already) if already >= count => return true,
+                Some(_) => {}
+            }
+            fired.await;
+        }
+    }
+
+    /// Lets the oldest `count` requests parked under `tag` go on; how many did.
+    pub fn release(&self, tag: &str, count: usize) -> usize {
+        self.parked.release(tag, count)
+    }
+
+    /// Tags under which requests are parked, with how many.
+    pub fn held(&self) -> Vec<(Rc<str>, usize)> {
+        self.parked.list()
+    }
+
+    /// Holds back every request that arrives from now on; those in flight go on.
+    pub fn stop(&self) {
+        self.stopped.set(true);
+    }
+
+    /// Lets requests through again.
+    pub fn cont(&self) {
+        self.stopped.set(false);
+        self.go_on.notify_waiters();
+    }
+
+    /// Whether requests are held back.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.get()
+    }
+
+    /// Whether a request may have to do with any rule: what the fast path pays.
+    pub(super) fn concerns(&self, operation: Operation, range: ByteRange) -> bool {
+        self.stopped.get() || self.engine.borrow().concerns(operation, range)
+    }
+
+    /// Waits while requests are held back.
+    pub(super) async fn admitted(&self) {
+        while self.stopped.get() {
+            let mut go_on = pin!(self.go_on.notified());
+            go_on.as_mut().enable();
+            if self.stopped.get() {
+                go_on.await;
+            }
+        }
+    }
+
+    pub(super) fn listens(&self, event: Event) -> bool {
+        self.engine.borrow().listens(event)
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        let id = self.next_request.get();
+        self.next_request.set(id.wrapping_add(1));
+        id
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.clock.0.now()
+    }
+
+    pub(super) fn engine(&self) -> &RefCell<Engine> {
+        &self.engine
+    }
+
+    pub(super) fn asks(&self) -> &Asks {
+        &self.asks
+    }
+
+    pub(super) fn submit(&self, request: &Request, size: u64) -> Plan {
+        let plan = self.engine.borrow_mut().submit(request, size, self.now());
+        self.tell(&plan.fired, Some(request), None);
+        plan
+    }
+
+    pub(super) fn announce(&self, event: Event) -> OnEvent {
+        let on = self.engine.borrow_mut().event(event, self.now());
+        self.tell(&on.fired, None, Some(event));
+        on
+    }
+
+    /// Tells of rules that fired.
+    pub(super) fn tell(&self, fired: &[Fired], request: Option<&Request>, event: Option<Event>) {
+        if fired.is_empty() {
+            return;
+        }
+        self.has_fired.notify_waiters();
+        if !self.notices.wanted() {
+            return;
+        }
+        for one in fired {
+            let what = What::Fired {
+                rule: one.rule.clone(),
+                request: request.map(|request| request.id),
+                operation: request.map(|request| request.operation),
+                range: request.map_or(one.place, |request| request.range),
+                event,
+                action: one.action.name(),
+                error: one.error.clone(),
+                state: self.state(),
+            };
+            self.notices.tell(&self.name, what);
+        }
+    }
+
+    pub(super) fn say(&self, what: What) {
+        self.notices.tell(&self.name, what);
+    }
+
+    pub(super) async fn sleep(&self, time: Duration) {
+        self.clock.0.sleep(time).await;
+    }
+
+    /// Waits as a rule says.
+    pub(super) async fn pause(&self, pause: Pause) {
+        match pause {
+            Pause::Delay(time) => self.sleep(time).await,
+            Pause::Hold(tag) => {
+                let released = self.parked.park(&tag);
+                self.say(What::Suspended { tag: Rc::clone(&tag) });
+                // The sender goes only when the node does.
+                let _ = released.await;
+                self.say(What::Resumed { tag });
+            }
+        }
+    }
+
+    /// Cuts the power of the disk of that name, or of the nearest.
+    pub(super) async fn cut(&self, disk: Option<&str>, state: Option<&str>) -> Result<(), IoError> {
+        let switch = {
+            let disks = self.disks.borrow();
+            let found = match disk {
+                Some(name) => disks.iter().find(|switch| &*switch.name == name),
+                None => disks.first(),
+            };
+            found.cloned()
+        };
+        match (switch, disk) {
+            (Some(switch), _) => switch.power.cut(state).await,
+            (None, Some(name)) => Err(no_disk(&format!("no disk below is named '{name}'"))),
+            (None, None) => Err(no_disk("there is no disk below whose power could be cut")),
+        }
+    }
+}
+
+fn no_disk(words: &str) -> IoError {
+    IoError::new(blkproof_block::Errno::IO).detail(words)
+}
