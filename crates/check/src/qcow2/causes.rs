@@ -55,6 +55,10 @@ pub(crate) fn explain(cx: &mut Context<'_>, side: &Side) {
     } else {
         Orphans::default()
     };
+    if side.dirty {
+        // Counts of zero are how lazy counts look after a crash, and no sign of sectors that were lost.
+        survey.zero_counts.clear();
+    }
     // Clusters of a table that lost its owner are not those of zeroed entries beside it.
     survey.zeroed.retain(|zeroed| {
         let lost = orphans.l2.iter().filter(|orphan| orphan.is_lost());
@@ -540,7 +544,7 @@ impl<'c> Case<'c> {
             self.survey.zero_counts.iter().filter(|zero| is_lost(zero, &self.ghosts, &self.geometry)).collect();
         let free = self.errors(codes::CLUSTER_FREE);
         let used = self.used >> self.geometry.cluster_bits;
-        let every = free > 0 && free.saturating_mul(100) >= used.saturating_mul(95);
+        let every = !self.side.dirty && free > 0 && free.saturating_mul(100) >= used.saturating_mul(95);
         let blocks_gone = self.errors(codes::REFTABLE_PAST_END) > 0
             || self.errors(codes::REFTABLE_MISALIGNED) > 0
             || self.errors(codes::REFTABLE_RESERVED) > 0
@@ -686,13 +690,17 @@ impl<'c> Case<'c> {
             what += "the counts agree with that, so a repair ('qemu-img check -r all') has made it legal; who wrote there last has \
                      destroyed what the other had";
             Confidence::Likely
-        } else if leaks || clusters >= 16 {
-            what += "two programs wrote to the image at the same time, each taking clusters the other had taken; or counts were \
-                     lost in a crash and the clusters were given out again";
-            Confidence::Likely
         } else {
-            what += "counts were lost in a crash and the clusters were given out again, or two programs wrote at the same time";
-            Confidence::Possible
+            // Both leave two parts of the disk that took the same clusters in the same order, and a count of one.
+            what += "either two programs wrote to the image at the same time, each taking clusters the other had taken, or \
+                     counts were lost in a crash and the clusters were given out again. The image does not say which: look \
+                     in the logs of the hosts for a second program (a machine, a backup job, qemu-img) that had it open, and \
+                     for a power cut, a kill or write errors before the clusters were given out";
+            if leaks {
+                what += "; clusters that nothing refers to any more, as here, are left where one program writes its table \
+                         over the other's, which speaks for the former";
+            }
+            if leaks || clusters >= 16 { Confidence::Likely } else { Confidence::Possible }
         };
         self.steps.extend([Step::KeepIt, Step::NoRepairOfOverlaps, Step::RestoreRanges, Step::Salvage]);
         self.cause(what, sure, explained);
@@ -708,7 +716,7 @@ impl<'c> Case<'c> {
         }
         let alone = self.briefs.iter().all(|brief| brief.severity < Severity::Corruption);
         let clusters = self.counted_vacant >> self.geometry.cluster_bits;
-        let what = if given_up {
+        let mut what = if given_up {
             format!(
                 "the deletion of a snapshot was not finished: {clusters} clusters, with the snapshot's tables, were not given back; \
                  no data of the disk is affected"
@@ -718,6 +726,9 @@ impl<'c> Case<'c> {
              flushed is affected"
                 .to_owned()
         };
+        if self.side.dirty {
+            what += "; the image is marked dirty: whatever opens it for writing next gives them back unasked";
+        }
         self.steps.insert(if alone { Step::FreeLeaks } else { Step::KeepIt });
         self.cause(what, Confidence::Likely, explained);
     }

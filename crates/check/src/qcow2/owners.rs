@@ -154,10 +154,19 @@ impl Suspect {
             }
             finding = finding.owner(owner);
         }
-        if scope.side.dirty && self.issue != Issue::Overlap {
-            finding = finding.severity(Severity::Warning);
-            finding.what += "; expected while the image is marked dirty: the counts are rebuilt when it is next opened";
-        }
+        // Stale counts of a dirty image are rebuilt before anything is written: those that are too low endanger nothing. What is
+        // counted and not used stays a leak: rebuilding frees it unasked, and if a mapping was lost it is the only copy.
+        finding.what += match self.issue {
+            _ if !scope.side.dirty => "",
+            Issue::Overlap => "",
+            Issue::Free | Issue::Undercounted => {
+                finding.severity = Severity::Warning;
+                "; expected while the image is marked dirty: the counts are rebuilt when it is next opened"
+            }
+            Issue::Overcounted | Issue::Leaked => {
+                "; the image is marked dirty: freed when it is next opened for writing"
+            }
+        };
         finding
     }
 }

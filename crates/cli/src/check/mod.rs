@@ -33,7 +33,8 @@ use watcher::{Stop, Watcher};
 /// first, then the causes, the findings, what of the guest's disk is lost, what was not checked, and the next safe step.
 ///
 /// The exit status is that of `qemu-img check`: 0 healthy, 2 damaged, 3 leaks only, 1 could not be decided (or opened), 63
-/// a format that can not be checked. Of several images the worst counts: damaged, undecided, leaks, not checked, healthy.
+/// a format that can not be checked. A qcow2 image that was not closed (dirty bit) differs: counts that are too low, which
+/// `qemu-img check` calls errors (2), are rebuilt when it is next opened and are no damage: 0, or 3 with leaks. Of several images the worst counts: damaged, undecided, leaks, not checked, healthy.
 ///
 /// With a preset or letters (-s -q -b -v -x -d -l -e) the output is qcheck's: sections of the streams chosen. f fatal
 /// errors, w other errors, s summaries, e start-up line, h headings, i information, p problems, c passed tests, d debugging,

@@ -154,9 +154,9 @@ crate::code::codes! {
         spec: "qcow2, Header (compatible_features, autoclear_features)";
     FEATURE_DIRTY = "QCOW2-FEATURE-DIRTY", Warning,
         title: "the image was not closed: its reference counts may be stale",
-        why: "mapping and data are as good as at any power cut; counts are rebuilt at the next opening for writing",
+        why: "mapping and data are as good as at any power cut, and counts are rebuilt at the next opening for writing: counts that are too low are no damage here, though 'qemu-img check' compares them all the same, calls each an error and exits with 2; clusters counted and not used are leaks (exit status 3), freed by that opening",
         cause: "the program that had it open was killed, or still has it open",
-        next: "if no machine is running on it, nothing: QEMU rebuilds the counts by itself when it opens the image",
+        next: "if no machine is running on it and no leaks were found, nothing: QEMU rebuilds the counts by itself when it opens the image; with leaks, look at the guest's data in a copy first",
         spec: "qcow2, Header (incompatible feature bit 0, compatible feature bit 0)";
     FEATURE_CORRUPT = "QCOW2-FEATURE-CORRUPT", Corruption,
         title: "a program found the image corrupt and marked it so",
