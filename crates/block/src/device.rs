@@ -2,8 +2,8 @@
 //!
 //! # Requests
 //! Offsets and lengths are bytes. A request that reaches past [`DeviceInfo::size`] fails whole with
-//! [`past_end`](crate::IoError::past_end), unless it writes and the node [`GROWS`](crate::Capabilities::GROWS); an empty one succeeds
-//! and does nothing. A node that declares [`Limits`](crate::Limits) may
+//! [`past_end`](crate::IoError::past_end), unless it writes and the node [`GROWS`](crate::Capabilities::GROWS); an
+//! empty one succeeds and does nothing. A node that declares [`Limits`](crate::Limits) may
 //! rely on being asked accordingly, because whoever builds a graph puts [`Aligned`](crate::align::Aligned) in front of
 //! it; a node without limits takes any byte range.
 //!
@@ -159,8 +159,8 @@ pub trait BlockDevice {
         let _ = event;
     }
 
-    /// What this format alone has to say of an open image, in QEMU's words and order (`compat`: `1.1`, `lazy refcounts`:
-    /// `false`): the "format specific information" of `qemu-img info` and `qemu-io`'s `info`.
+    /// What this format alone has to say of an open image, in QEMU's words and order (`compat`: `1.1`, `lazy
+    /// refcounts`: `false`): the "format specific information" of `qemu-img info` and `qemu-io`'s `info`.
     fn format_details(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }

@@ -38,8 +38,8 @@ impl Errno {
     pub const OVERFLOW: Self = Self(75);
     /// Operation not supported.
     pub const NOTSUP: Self = Self(95);
-    /// Transport endpoint is not connected: the device is gone for whoever asked. A server ends that connection without an
-    /// answer, as a crashed host would.
+    /// Transport endpoint is not connected: the device is gone for whoever asked. A server ends that connection without
+    /// an answer, as a crashed host would.
     pub const NOTCONN: Self = Self(107);
     /// Cannot send after transport endpoint shutdown.
     pub const SHUTDOWN: Self = Self(108);

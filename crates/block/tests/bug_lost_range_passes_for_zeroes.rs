@@ -1,8 +1,9 @@
 //! Seen: an image served over NBD was cut short by another program; the map called the lost bytes a hole that reads as
 //! zeroes, and `qemu-img convert` copied zeroes and ended well.
 //!
-//! Why: behind the end of a file there is "no data" for `SEEK_DATA`, as in a hole. What must hold: bytes that were there
-//! when the file was opened and are gone are never zero; a reader is told to read them, and that fails with their place.
+//! Why: behind the end of a file there is "no data" for `SEEK_DATA`, as in a hole. What must hold: bytes that were
+//! there when the file was opened and are gone are never zero; a reader is told to read them, and that fails with their
+//! place.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use blkproof_block::nodes::{File, FileOptions};

@@ -264,7 +264,8 @@ fn the_end_of_a_disk_holds_and_that_of_a_growing_one_gives() {
     }
 }
 
-/// What `Limits` allows at the end of a device whose size is odd, and nothing else: row by row, on a disk of 1000 bytes.
+/// What `Limits` allows at the end of a device whose size is odd, and nothing else: row by row, on a disk of 1000
+/// bytes.
 #[test]
 fn a_breach_of_limits_is_a_bug_above() {
     use OpKind::{Discard, Read, Write, WriteZeroes};

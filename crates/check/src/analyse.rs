@@ -66,7 +66,8 @@ fn tell_assumed(cx: &mut Context<'_>, format: Option<Format>) {
     }
 }
 
-/// Of an image of unknown origin every name of another file is told. qcow2 and VMDK look closer at their names themselves.
+/// Of an image of unknown origin every name of another file is told. qcow2 and VMDK look closer at their names
+/// themselves.
 fn apply_policy(cx: &mut Context<'_>, format: Option<Format>) {
     if !cx.options.untrusted || matches!(format, Some(Format::Qcow2 | Format::Vmdk)) {
         return;

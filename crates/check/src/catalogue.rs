@@ -1,4 +1,5 @@
-//! Every code there is. It stands above the formats, as nothing of theirs may ask for it: they use codes, this lists them.
+//! Every code there is. It stands above the formats, as nothing of theirs may ask for it: they use codes, this lists
+//! them.
 
 use crate::code::{Code, general};
 

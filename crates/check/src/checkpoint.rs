@@ -1,23 +1,25 @@
 //! Checkpoints: a long check that was ended goes on where it was.
 //!
-//! Model: a check is a function of the bytes it reads, so what it has read *is* its state. [`Resumed`] is a source that keeps
-//! every byte read in a [`Store`], and reads nothing from the image that the store has. A check begun again takes from there,
-//! in the order of the store and without seeking, what the one before had to gather from all over the image; then it goes on.
-//! The report is that of a check that was never ended, by construction and for every format: no half counts, windows or
-//! findings are saved, which would have to be trusted later. For the same reason a check may go on with other options.
+//! Model: a check is a function of the bytes it reads, so what it has read *is* its state. [`Resumed`] is a source that
+//! keeps every byte read in a [`Store`], and reads nothing from the image that the store has. A check begun again takes
+//! from there, in the order of the store and without seeking, what the one before had to gather from all over the
+//! image; then it goes on. The report is that of a check that was never ended, by construction and for every format: no
+//! half counts, windows or findings are saved, which would have to be trusted later. For the same reason a check may go
+//! on with other options.
 //!
-//! The alternative, saving counts and findings themselves, was refused: such a state has to be checked against the image it
-//! claims to be of, for each format in another way, to save computing that takes a hundredth of the time of reading.
+//! The alternative, saving counts and findings themselves, was refused: such a state has to be checked against the
+//! image it claims to be of, for each format in another way, to save computing that takes a hundredth of the time of
+//! reading.
 //!
 //! The store is a log: a header that says which image it is of, then records, each with its checksum. Whatever ends the
-//! process, at worst the last record is cut, is seen by its checksum and dropped. Its size is that of the metadata read (an
-//! 8192nd of a qcow2 image with clusters of 64 KiB; with [`Options::data`](crate::Options::data) also the compressed data).
-//! Zeroes take no room. Memory: an entry of an index for each record, which [`Options::memory`](crate::Options::memory) does
-//! not count.
+//! process, at worst the last record is cut, is seen by its checksum and dropped. Its size is that of the metadata read
+//! (an 8192nd of a qcow2 image with clusters of 64 KiB; with [`Options::data`](crate::Options::data) also the
+//! compressed data). Zeroes take no room. Memory: an entry of an index for each record, which
+//! [`Options::memory`](crate::Options::memory) does not count.
 //!
 //! ```text
 //! header:  "blkproof checkpoint 1\n" (22), flags u16, length u64, changed: seconds i64, nanoseconds i64,
-//!          crc32c of the first 64 KiB u32, crc32c of all before u32                           (56 bytes, little endian)
+//!          crc32c of the first 64 KiB u32, crc32c of all before u32                          (56 bytes, little endian)
 //! record:  offset u64, bytes u32, kind u32 (0: bytes follow, 1: zeroes), crc32c of fields and bytes u32   (20 bytes)
 //! ```
 
@@ -291,8 +293,8 @@ impl Source for Resumed<'_> {
         self.image.len()
     }
 
-    /// What the checkpoint has is not read from the image; what it does not have is added. A part of the image that can not
-    /// be read is tried again by the next check.
+    /// What the checkpoint has is not read from the image; what it does not have is added. A part of the image that can
+    /// not be read is tried again by the next check.
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<usize> {
         let there = usize::try_from(self.len().saturating_sub(at)).unwrap_or(usize::MAX).min(buf.len());
         if there == 0 {

@@ -1,5 +1,5 @@
-//! What a finding's code is: a stable name, what it means, and where the specification says so; and the codes every format
-//! shares. Each format declares its own, [`crate::catalogue`] lists them all.
+//! What a finding's code is: a stable name, what it means, and where the specification says so; and the codes every
+//! format shares. Each format declares its own, [`crate::catalogue`] lists them all.
 
 use std::fmt;
 

@@ -126,8 +126,8 @@ impl<'a> Context<'a> {
         self.watch.progress(Progress { phase, done, total });
     }
 
-    /// Reads up to `len` bytes from `at`; what lies past the end is left out. A part the medium does not give is a finding
-    /// and reads as zeroes. `what` names it, as in "the block map". Callers bound `len` and pay for it first.
+    /// Reads up to `len` bytes from `at`; what lies past the end is left out. A part the medium does not give is a
+    /// finding and reads as zeroes. `what` names it, as in "the block map". Callers bound `len` and pay for it first.
     pub(crate) fn read(&mut self, at: u64, len: usize, what: &str) -> Vec<u8> {
         self.read_from(self.image, at, len, what)
     }
@@ -217,8 +217,8 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Turns what is lost from data into damaged on the map of the guest's disk. Called once, at the end, by analysers that
-    /// added every stretch some entry maps as data, sound or not.
+    /// Turns what is lost from data into damaged on the map of the guest's disk. Called once, at the end, by analysers
+    /// that added every stretch some entry maps as data, sound or not.
     pub(crate) fn damage_guest(&mut self) {
         let Some(map) = &mut self.guest else { return };
         for range in self.lost.iter() {

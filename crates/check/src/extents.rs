@@ -1,8 +1,8 @@
 //! The file by owner, for formats whose tables are walked and have no reference counts to compare with.
 //!
-//! The tables are read once, with everything an entry can say for itself reported, and a bit for each unit of data. Where
-//! that shows that something is claimed twice or lies askew, they are read again, with every reference in a [`Layout`] that
-//! knows whose it is; window by window of the file, if memory does not hold all of them.
+//! The tables are read once, with everything an entry can say for itself reported, and a bit for each unit of data.
+//! Where that shows that something is claimed twice or lies askew, they are read again, with every reference in a
+//! [`Layout`] that knows whose it is; window by window of the file, if memory does not hold all of them.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -17,9 +17,9 @@ const WINDOW_MIN: u64 = 1 << 15;
 
 /// The tables of a format.
 pub(crate) trait Tables {
-    /// Hands every reference to `add`, data in guest order, until it says `false`. References beyond the end of the file
-    /// are left out, those that reach beyond it are cut. With `report` flawed entries become findings and everything is
-    /// counted: that happens in one walk, which is never stopped by `add`.
+    /// Hands every reference to `add`, data in guest order, until it says `false`. References beyond the end of the
+    /// file are left out, those that reach beyond it are cut. With `report` flawed entries become findings and
+    /// everything is counted: that happens in one walk, which is never stopped by `add`.
     fn walk(&mut self, cx: &mut Context<'_>, report: bool, add: &mut dyn FnMut(Claim) -> bool);
 
     /// Two claims share bytes.
@@ -29,8 +29,8 @@ pub(crate) trait Tables {
     fn vacant(&mut self, cx: &mut Context<'_>, range: Range<u64>);
 }
 
-/// Walks the tables, and fills the map of the file, which was begun with [`Context::map_host`]. Data lies in units of `unit`
-/// bytes, one of which begins at `origin` (as long as nothing is wrong).
+/// Walks the tables, and fills the map of the file, which was begun with [`Context::map_host`]. Data lies in units of
+/// `unit` bytes, one of which begins at `origin` (as long as nothing is wrong).
 pub(crate) fn lay_out(cx: &mut Context<'_>, unit: u64, origin: u64, tables: &mut impl Tables) {
     let (unit, file_len, budget) = (unit.max(1), cx.file_len(), cx.budget);
     if unclaimed_twice(cx, &Units::new(unit, origin), tables) {
@@ -109,8 +109,8 @@ impl Units {
     }
 }
 
-/// The walk that reports. As long as every unit of data is where units are and claimed once, a bit for each is enough: no
-/// extents, nothing to sort, and the map of the file follows. `false` if it is not so: the map is still to be made.
+/// The walk that reports. As long as every unit of data is where units are and claimed once, a bit for each is enough:
+/// no extents, nothing to sort, and the map of the file follows. `false` if it is not so: the map is still to be made.
 fn unclaimed_twice(cx: &mut Context<'_>, units: &Units, tables: &mut impl Tables) -> bool {
     let (file_len, budget) = (cx.file_len(), cx.budget);
     let count = units.index(file_len).0.saturating_add(1);

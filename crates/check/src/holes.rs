@@ -1,5 +1,5 @@
-//! Tables of sparse files. What lies in a hole is zero, and known without being read: a table of gigabytes that nobody wrote
-//! to must cost no more than the bytes the file really has.
+//! Tables of sparse files. What lies in a hole is zero, and known without being read: a table of gigabytes that nobody
+//! wrote to must cost no more than the bytes the file really has.
 
 use std::ops::Range;
 
@@ -13,8 +13,9 @@ pub(crate) struct Stretch {
     pub(crate) hole: bool,
 }
 
-/// The first of the stretches that `entries` fall into. The table begins at `table`, an entry has `width` bytes; an entry that
-/// lies in a hole in part is read. No more than `most` entries are to be read at once, while a hole may be of any length.
+/// The first of the stretches that `entries` fall into. The table begins at `table`, an entry has `width` bytes; an
+/// entry that lies in a hole in part is read. No more than `most` entries are to be read at once, while a hole may be
+/// of any length.
 pub(crate) fn stretch(source: &dyn Source, table: u64, width: u64, entries: Range<u64>, most: u64) -> Stretch {
     let at = table.saturating_add(entries.start.saturating_mul(width));
     let Some(data) = source.next_data(at) else { return Stretch { entries, hole: true } };
@@ -28,8 +29,8 @@ pub(crate) fn stretch(source: &dyn Source, table: u64, width: u64, entries: Rang
     Stretch { entries: entries.start..end, hole: false }
 }
 
-/// Whether all of a range is known to be zero. `next` remembers what was asked last, which spares callers that go upwards
-/// most questions; it begins as `None`.
+/// Whether all of a range is known to be zero. `next` remembers what was asked last, which spares callers that go
+/// upwards most questions; it begins as `None`.
 pub(crate) fn is_hole(source: &dyn Source, range: &Range<u64>, next: &mut Option<Range<u64>>) -> bool {
     // From where the question was asked up to the first byte of data there is a hole.
     let hole = match next {

@@ -1,7 +1,8 @@
 //! Who lies where, for formats without reference counts: every extent once, sorted, and the places two of them share.
 //!
-//! Extents that follow each other in the file and on the guest's disk are kept as one. Memory is paid for; a caller with more
-//! extents than that works in windows of the file (`tally::in_windows`), adding only what begins inside the window.
+//! Extents that follow each other in the file and on the guest's disk are kept as one. Memory is paid for; a caller
+//! with more extents than that works in windows of the file (`tally::in_windows`), adding only what begins inside the
+//! window.
 
 use std::ops::Range;
 
@@ -48,8 +49,8 @@ impl<'b> Layout<'b> {
     }
 
     /// Sorts, and goes over `within`: `piece` gets every stretch in order, with its class or `None` where nobody is;
-    /// `overlap` gets each pair that shares bytes (with the earlier claimant that reaches farthest, so that the number of
-    /// pairs stays below the number of extents).
+    /// `overlap` gets each pair that shares bytes (with the earlier claimant that reaches farthest, so that the number
+    /// of pairs stays below the number of extents).
     pub(crate) fn sweep(
         &mut self,
         within: Range<u64>,
@@ -89,8 +90,8 @@ impl Drop for Layout<'_> {
     }
 }
 
-/// Where the sweep is. Of all extents that cover a place, the one that reaches farthest is enough to know what lies there:
-/// below `shared_to` there are two or more.
+/// Where the sweep is. Of all extents that cover a place, the one that reaches farthest is enough to know what lies
+/// there: below `shared_to` there are two or more.
 struct SweepLine {
     at: u64,
     farthest: Option<Claim>,

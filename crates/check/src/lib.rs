@@ -16,13 +16,13 @@
 //!
 //! What holds everywhere in this crate:
 //! - Nothing is written: a [`source::Source`] has no way to. Names found inside an image open nothing.
-//! - Bytes of an image are input. Every length, count, offset and shift is checked before it is used, and memory is asked for
-//!   only up to [`Options::memory`].
+//! - Bytes of an image are input. Every length, count, offset and shift is checked before it is used, and memory is
+//!   asked for only up to [`Options::memory`].
 //! - A flawed pointer is still a reference: a cluster that any entry names is never called leaked.
 //! - No broken part ends the run: what can still be read is still checked, what can not is listed as not checked.
 //!
-//! Reading order: [`source`], [`code`], [`finding`], [`map`], [`report`]; then `context`, which an analyser is handed; then
-//! one module per format; [`catalogue`] lists the codes of all of them.
+//! Reading order: [`source`], [`code`], [`finding`], [`map`], [`report`]; then `context`, which an analyser is handed;
+//! then one module per format; [`catalogue`] lists the codes of all of them.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 

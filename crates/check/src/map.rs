@@ -38,8 +38,8 @@ macro_rules! classes {
 }
 
 classes! {
-    /// What a stretch of the image file is for. Where two claim it, the metadata wins and [`Conflict`](Self::Conflict) is
-    /// what the map shows.
+    /// What a stretch of the image file is for. Where two claim it, the metadata wins and [`Conflict`](Self::Conflict)
+    /// is what the map shows.
     Class {
         /// Header, with what belongs to it (extensions, backing file name).
         Header = "header", 'H';

@@ -1,7 +1,8 @@
-//! What lies in a stretch of bytes: zeroes, a pattern, text, a file system, compressed data. Says what overwrote a table.
+//! What lies in a stretch of bytes: zeroes, a pattern, text, a file system, compressed data. Says what overwrote a
+//! table.
 //!
-//! Pure functions of the bytes. A format's own tables are recognised by that format (`qcow2::shape`), which asks here for the
-//! rest. Nothing is certain but zeroes and repetition: whatever else can be made by chance is `Likely` at best.
+//! Pure functions of the bytes. A format's own tables are recognised by that format (`qcow2::shape`), which asks here
+//! for the rest. Nothing is certain but zeroes and repetition: whatever else can be made by chance is `Likely` at best.
 
 use crate::bytes::{be_u32, is_zero, le_u16, le_u32};
 use crate::finding::Confidence;
@@ -172,7 +173,8 @@ fn boot_sector(bytes: &[u8]) -> bool {
     bytes.get(510..512) == Some(&[0x55, 0xaa]) && flags.iter().all(|flag| matches!(flag, Some(0 | 0x80)))
 }
 
-/// Whether a stretch is text, up to the zeroes at its end, and of which kind. It may begin and end in the middle of a line.
+/// Whether a stretch is text, up to the zeroes at its end, and of which kind. It may begin and end in the middle of a
+/// line.
 pub(crate) fn text(bytes: &[u8]) -> Option<Text> {
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last.saturating_add(1));
     let bytes = bytes.get(..end).unwrap_or_default();
@@ -263,7 +265,8 @@ fn is_dense(bytes: &[u8]) -> bool {
     }
     let n = bytes.len() as u64;
     let squares = histogram.iter().fold(0u64, |all, count| all.saturating_add(count.saturating_mul(*count)));
-    // n * n / 256 + n is what chance makes of it. Compressors leave up to half more; programs and pictures are far above.
+    // n * n / 256 + n is what chance makes of it. Compressors leave up to half more; programs and pictures are far
+    // above.
     let chance = n.saturating_mul(n).saturating_mul(3) / 512;
     squares <= chance.saturating_add(n.saturating_mul(5) / 4)
 }

@@ -39,7 +39,8 @@ pub trait Source: Sync {
     /// Names in images are data of whoever made them: this is called only when the user allowed it.
     ///
     /// # Errors
-    /// [`io::ErrorKind::Unsupported`] if there is no folder, or the name leads out of it; else as the operating system says.
+    /// [`io::ErrorKind::Unsupported`] if there is no folder, or the name leads out of it; else as the operating system
+    /// says.
     fn sibling(&self, name: &str) -> io::Result<Box<dyn Source>> {
         let words = format!("'{}' has no folder to look in", self.name().escape_debug());
         let _ = name;

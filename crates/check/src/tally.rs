@@ -1,9 +1,9 @@
 //! How often each host cluster is referred to, in bounded memory.
 //!
-//! A page of clusters is two runs in one word as long as that is enough: a disk written in order needs nothing else. A page
-//! whose references do not fit into two runs gets a bit for each cluster; a page where something was referred to more than
-//! once gets counters too. Both are paid for out of the [`Budget`]. Where that ends, the work is done window by window of the
-//! file ([`in_windows`]): more passes, never more memory.
+//! A page of clusters is two runs in one word as long as that is enough: a disk written in order needs nothing else. A
+//! page whose references do not fit into two runs gets a bit for each cluster; a page where something was referred to
+//! more than once gets counters too. Both are paid for out of the [`Budget`]. Where that ends, the work is done window
+//! by window of the file ([`in_windows`]): more passes, never more memory.
 //!
 //! Adding takes `&self`: threads share one tally. The sums do not depend on their order.
 
@@ -200,7 +200,8 @@ impl<'b> Tally<'b> {
         while at < range.end {
             let mask = ones(at % 64, range.end.saturating_sub(at & !63).min(64));
             if let Some(word) = bits.get(usize::try_from(at / 64).unwrap_or(0)) {
-                // Looked at first: an atomic write to bits that are set already would cost as much as one that sets them.
+                // Looked at first: an atomic write to bits that are set already would cost as much as one that sets
+                // them.
                 let was = word.load(Ordering::Relaxed);
                 let was = if was & mask == mask { was } else { word.fetch_or(mask, Ordering::Relaxed) };
                 let mut again = was & mask;
@@ -289,7 +290,8 @@ impl<'b> Tally<'b> {
         }
     }
 
-    /// References to a cluster, and where the stretch of clusters with as many ends (at the end of its page at the latest).
+    /// References to a cluster, and where the stretch of clusters with as many ends (at the end of its page at the
+    /// latest).
     pub(crate) fn run_at(&self, cluster: u64) -> (u64, u64) {
         let at = cluster.saturating_sub(self.window.start);
         let start = cluster.saturating_sub(at % LEAF);
@@ -383,8 +385,9 @@ impl Drop for Tally<'_> {
 /// Successes in a row after which a window is tried that is twice as large.
 const GROW_AFTER: u32 = 8;
 
-/// Does work over `units` in as few windows as memory allows: a window that is [`Full`] is begun again with half of it, and
-/// after some that were not a larger one is tried, so that one crowded place does not cut a huge, empty file into crumbs.
+/// Does work over `units` in as few windows as memory allows: a window that is [`Full`] is begun again with half of it,
+/// and after some that were not a larger one is tried, so that one crowded place does not cut a huge, empty file into
+/// crumbs.
 ///
 /// `work` must leave nothing behind when it fails. A window of one page always goes on: [`Full`] is returned then.
 pub(crate) fn in_windows(units: u64, mut work: impl FnMut(Range<u64>) -> Result<(), Full>) -> Result<(), Full> {

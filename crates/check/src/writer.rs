@@ -1,9 +1,10 @@
 //! Who holds an image file for writing, as far as the operating system tells. Only asks: no lock is ever taken.
 //!
-//! QEMU (and blkproof) say what they do with a file by shared locks on single bytes, found by looking at the locks they hold:
-//! byte 100 + permission is locked by whoever uses the permission, and permission 1 is to write, 3 to resize. Asking whether an
-//! exclusive lock could be had there finds every holder. Other programs lock the whole file exclusively while they write, so
-//! that is asked too. A program that takes no lock is not seen here; the file's time of change tells of it.
+//! QEMU (and blkproof) say what they do with a file by shared locks on single bytes, found by looking at the locks they
+//! hold: byte 100 + permission is locked by whoever uses the permission, and permission 1 is to write, 3 to resize.
+//! Asking whether an exclusive lock could be had there finds every holder. Other programs lock the whole file
+//! exclusively while they write, so that is asked too. A program that takes no lock is not seen here; the file's time
+//! of change tells of it.
 
 use std::fs::File;
 use std::io;

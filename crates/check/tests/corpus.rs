@@ -1,8 +1,9 @@
 //! The kept corpus, through the entry point of the fuzz targets: every file as it is, and thousands of changes of them.
 //!
-//! `corpus/<format>/` holds images of our own making in the form of `generate/sparse.rs`; what a fuzzer once broke a parser
-//! with is kept as `crash-*`. `BLKPROOF_SEED` is the first seed, `BLKPROOF_MUTATIONS` the number of changes for each format.
-//! `BLKPROOF_WRITE_CORPUS=FOLDER cargo test --test corpus -- --ignored` writes the seeds again, for a fuzzer to begin with.
+//! `corpus/<format>/` holds images of our own making in the form of `generate/sparse.rs`; what a fuzzer once broke a
+//! parser with is kept as `crash-*`. `BLKPROOF_SEED` is the first seed, `BLKPROOF_MUTATIONS` the number of changes for
+//! each format. `BLKPROOF_WRITE_CORPUS=FOLDER cargo test --test corpus -- --ignored` writes the seeds again, for a
+//! fuzzer to begin with.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 

@@ -1,5 +1,6 @@
-//! `qemu-img check` and we, over thousands of generated images: where it says corrupt or leak, so do we; where it refuses, we
-//! do not say healthy; where it says clean and we do not, a finding of a known kind explains it (image-check.md 4.3).
+//! `qemu-img check` and we, over thousands of generated images: where it says corrupt or leak, so do we; where it
+//! refuses, we do not say healthy; where it says clean and we do not, a finding of a known kind explains it
+//! (image-check.md 4.3).
 //!
 //! `BLKPROOF_DIFFERENTIAL` is the number of qcow2 images, `BLKPROOF_SEED` the first seed (one image can be run alone),
 //! `BLKPROOF_KEEP` the folder for images that fail.
@@ -28,8 +29,8 @@ fn options(format: Format) -> Options {
     Options { format: Some(format), memory: 4 << 20, max_findings: 200, cells: 16, ..Options::default() }
 }
 
-/// Codes of errors that `qemu-img check` does not have, by what they stand for. A code that is not here is a new kind of
-/// disagreement: to be understood, then either ours to put right or to be added here.
+/// Codes of errors that `qemu-img check` does not have, by what they stand for. A code that is not here is a new kind
+/// of disagreement: to be understood, then either ours to put right or to be added here.
 const QEMU_CALLS_CLEAN: &[(&str, &[&str])] = &[
     ("what the header says of itself (4.3, 1)", &["QCOW2-FEATURE-CORRUPT", "QCOW2-HEADER-COMPRESSION"]),
     ("sharing that the counts agree with (4.3, 3)", &["QCOW2-CLUSTER-OVERLAP"]),
@@ -172,7 +173,8 @@ fn objection(report: &Report, qemu: &Opinion) -> Option<String> {
     };
     match (qemu.status, ours) {
         (2, 2) | (3, 2 | 3) | (0, 0) => {}
-        // Counts of a dirty image are rebuilt when it is next opened: that they are too low is no damage (Q-F3), and is said.
+        // Counts of a dirty image are rebuilt when it is next opened: that they are too low is no damage (Q-F3), and is
+        // said.
         (2, 0 | 3) if report.sums.iter().any(|(name, ..)| *name == "QCOW2-FEATURE-DIRTY") => {}
         (2, _) => return wrong("it says corrupt"),
         (3, _) => return wrong("it says leaks"),

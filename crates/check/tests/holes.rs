@@ -1,5 +1,5 @@
-//! Holes of a sparse file are zeroes that need not be read. Skipping them changes nothing of what is said, and a table of
-//! gigabytes in a hole costs no more than the bytes that are really there.
+//! Holes of a sparse file are zeroes that need not be read. Skipping them changes nothing of what is said, and a table
+//! of gigabytes in a hole costs no more than the bytes that are really there.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 

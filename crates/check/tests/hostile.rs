@@ -1,5 +1,5 @@
-//! Whatever bytes there are, there is a verdict: no panic, no memory beyond what was allowed, no reading beyond what the
-//! metadata justifies. And one test for each row of the table of published parser bugs (image-check.md 6.1, 6.2).
+//! Whatever bytes there are, there is a verdict: no panic, no memory beyond what was allowed, no reading beyond what
+//! the metadata justifies. And one test for each row of the table of published parser bugs (image-check.md 6.1, 6.2).
 //!
 //! `BLKPROOF_SEED` is the first seed of the random part, `BLKPROOF_HOSTILE` their number for each base.
 
@@ -25,8 +25,8 @@ use peak_alloc::PeakAlloc;
 static HEAP: PeakAlloc = PeakAlloc;
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Beyond `Options::memory`: findings (50 of some hundred bytes), sentences, the report, what the inflaters keep, and up to
-/// 100 000 lost ranges, which are in memory twice while they are handed on.
+/// Beyond `Options::memory`: findings (50 of some hundred bytes), sentences, the report, what the inflaters keep, and
+/// up to 100 000 lost ranges, which are in memory twice while they are handed on.
 const SLACK: usize = 8 << 20;
 
 /// Counts what is read.
@@ -83,7 +83,8 @@ fn bounded(image: &Sparse, options: &Options, what: &str) -> Report {
     if peak > memory {
         fail(format!("{peak} bytes of memory, {memory} are allowed"));
     }
-    // All of a small file may be read several times over (tables, counts, owners, causes, orphans); of a large one only tables.
+    // All of a small file may be read several times over (tables, counts, owners, causes, orphans); of a large one only
+    // tables.
     let held = image.sectors().count() as u64 * 512;
     let (bytes, reads) = (source.bytes.into_inner(), source.reads.into_inner());
     let allowed = 64 * (held + (1 << 20)) + 8 * image.len.min(64 << 20);
@@ -124,7 +125,8 @@ fn valid_images_of_every_kind() {
 #[test]
 fn every_field_with_every_value() {
     let _alone = alone();
-    // All of it takes minutes: by default every value meets some of the fields alike, and every field a part of the values.
+    // All of it takes minutes: by default every value meets some of the fields alike, and every field a part of the
+    // values.
     let whole = number("BLKPROOF_HOSTILE", 0) >= 1000;
     for base in all_bases() {
         // Of fields alike (a table's entries) the first and the last ones stand for all.

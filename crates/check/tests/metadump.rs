@@ -1,5 +1,5 @@
-//! A metadump has the answer of its image, and nothing of the guest: over sound images of all formats, and over many that
-//! were damaged at random in what the dump of the sound one holds.
+//! A metadump has the answer of its image, and nothing of the guest: over sound images of all formats, and over many
+//! that were damaged at random in what the dump of the sound one holds.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 

@@ -109,8 +109,8 @@ fn sectors_of_a_table_zeroed() {
     }
 }
 
-/// After years of random writes no neighbour tells where a cluster lies: as many clusters without an owner as entries in
-/// holes that end at sectors are what is left to go by. Holes of another kind are no damage.
+/// After years of random writes no neighbour tells where a cluster lies: as many clusters without an owner as entries
+/// in holes that end at sectors are what is left to go by. Holes of another kind are no damage.
 #[test]
 fn sectors_of_a_shuffled_table_zeroed() {
     let image = Image::create("256M", "preallocation=metadata");

@@ -1,6 +1,8 @@
-//! Images QEMU itself damaged: killed in the middle of its work, with some of its writes dropped, or two of them at once.
+//! Images QEMU itself damaged: killed in the middle of its work, with some of its writes dropped, or two of them at
+//! once.
 //!
-//! What a power cut leaves is made out of two states of one image: the later one, of which only some blocks reached the disk.
+//! What a power cut leaves is made out of two states of one image: the later one, of which only some blocks reached the
+//! disk.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 #![allow(clippy::single_range_in_vec_init)]
 
@@ -210,8 +212,8 @@ fn stale_counts_of_a_dirty_image() {
     assert!(leak.what.contains("freed when it is next opened"), "{}", leak.what);
 }
 
-/// Every block that changed is dropped or kept at random: whatever comes of it has causes, and what reads differently from
-/// both states is either named as lost or said to be unflushed.
+/// Every block that changed is dropped or kept at random: whatever comes of it has causes, and what reads differently
+/// from both states is either named as lost or said to be unflushed.
 #[test]
 fn any_blocks_dropped() {
     let (before, after) = two_states();

@@ -1,5 +1,5 @@
-//! Images with a few fields overwritten at random, spliced and cut: always a verdict, always within the memory asked for, and
-//! whatever is damaged has a cause and a next step.
+//! Images with a few fields overwritten at random, spliced and cut: always a verdict, always within the memory asked
+//! for, and whatever is damaged has a cause and a next step.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod causes_support;

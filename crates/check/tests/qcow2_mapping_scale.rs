@@ -105,7 +105,8 @@ fn one_window_or_many_give_the_same_answer() {
     };
     let set = |at: u64, value: u64| file.write_all_at(&value.to_be_bytes(), at).unwrap();
     let table = |index: u64| word(word(40) + index * 8) & OFFSET;
-    // Two guests of one cluster, entries that point nowhere, entries that are gone, a table named twice, counts that lie.
+    // Two guests of one cluster, entries that point nowhere, entries that are gone, a table named twice, counts that
+    // lie.
     set(table(107), word(table(1000)) & !COPIED);
     set(table(109) + 8, COPIED | 1 << 50);
     for entry in 0..30 {

@@ -1,5 +1,5 @@
-//! Header, extensions, features, snapshot table, bitmaps, encryption and names of a qcow2 image: each rule broken in an image
-//! that qemu-img made, and what qemu-img says of the same bytes.
+//! Header, extensions, features, snapshot table, bitmaps, encryption and names of a qcow2 image: each rule broken in an
+//! image that qemu-img made, and what qemu-img says of the same bytes.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation, clippy::no_effect)]
 
@@ -221,8 +221,8 @@ fn luks(bytes: &[u8]) -> usize {
     be64(bytes, extension(bytes, ENCRYPTION))
 }
 
-/// One damage: its name, the base it is done to, the damage, codes of this half that are found, the verdict's exit status,
-/// qemu-img's exit status, and why they differ where they do.
+/// One damage: its name, the base it is done to, the damage, codes of this half that are found, the verdict's exit
+/// status, qemu-img's exit status, and why they differ where they do.
 struct Case {
     name: &'static str,
     base: &'static str,

@@ -1,4 +1,5 @@
-//! The largest disks, in sparse files: what a check of them reads, and that little memory changes nothing of its answer.
+//! The largest disks, in sparse files: what a check of them reads, and that little memory changes nothing of its
+//! answer.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 

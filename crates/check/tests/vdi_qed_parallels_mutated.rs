@@ -1,5 +1,5 @@
-//! VDI, QED and Parallels: images changed one field at a time, and spliced. Each gives a verdict, whose maps add up, and
-//! where `qemu-img check` says corrupt or leak, so do we.
+//! VDI, QED and Parallels: images changed one field at a time, and spliced. Each gives a verdict, whose maps add up,
+//! and where `qemu-img check` says corrupt or leak, so do we.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
@@ -145,7 +145,8 @@ fn where_qemu_finds_something_so_do_we() {
             let agree = match qemu {
                 2 => ours == 2,
                 3 => ours == 2 || ours == 3,
-                // What it calls sound, can not open or aborts on needs a finding, or a sentence, to be called otherwise.
+                // What it calls sound, can not open or aborts on needs a finding, or a sentence, to be called
+                // otherwise.
                 _ => ours == 0 || !report.findings.is_empty() || !report.not_checked.is_empty(),
             };
             if !agree {

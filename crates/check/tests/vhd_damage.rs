@@ -434,7 +434,8 @@ impl Source for Patched<'_> {
     }
 }
 
-/// Every field of footer, copy, dynamic header and table, with every extreme value: a verdict each, within little memory.
+/// Every field of footer, copy, dynamic header and table, with every extreme value: a verdict each, within little
+/// memory.
 #[test]
 fn hostile_fields_end_in_a_verdict() {
     let options = Options { memory: 1 << 20, data: true, cells: 16, ..options() };

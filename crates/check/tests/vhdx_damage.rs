@@ -1,5 +1,5 @@
-//! VHDX images that QEMU made, damaged one thing at a time: what is found, the verdict, what of the guest is lost, and what
-//! `qemu-img check` says about the same file.
+//! VHDX images that QEMU made, damaged one thing at a time: what is found, the verdict, what of the guest is lost, and
+//! what `qemu-img check` says about the same file.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 #![allow(clippy::single_range_in_vec_init)]
@@ -72,7 +72,8 @@ fn dirty_around() -> &'static Image {
     IMAGE.get_or_init(|| log_of_three(MIB - 4096))
 }
 
-/// 512 blocks of 16 MiB: there is a sector bitmap entry after 256 of them. Blocks 254 and 255 were written before block 0.
+/// 512 blocks of 16 MiB: there is a sector bitmap entry after 256 of them. Blocks 254 and 255 were written before
+/// block 0.
 fn chunks() -> &'static Image {
     static IMAGE: OnceLock<Image> = OnceLock::new();
     IMAGE.get_or_init(|| {

@@ -1,4 +1,5 @@
-//! VHD and VHDX images written by Hyper-V, Windows, Virtual PC, Disk2vhd and old versions of QEMU: all of them are healthy.
+//! VHD and VHDX images written by Hyper-V, Windows, Virtual PC, Disk2vhd and old versions of QEMU: all of them are
+//! healthy.
 //!
 //! They are not part of the project: the folder is named by `BLKPROOF_SAMPLE_IMAGES`.
 

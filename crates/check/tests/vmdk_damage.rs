@@ -1,8 +1,8 @@
 //! Damaged VMDK images: what is said, where, and what is lost; every code of the catalogue is raised by one of them.
 //!
-//! Each row damages an image that qemu-img made (or, of variants it can not make, one built here) and says what must be found.
-//! The row also says what `qemu-img check` answers: 0 where it sees nothing, 1 where it refuses the image or stops at the
-//! first bad grain. It never answers 2 or 3 for this format.
+//! Each row damages an image that qemu-img made (or, of variants it can not make, one built here) and says what must be
+//! found. The row also says what `qemu-img check` answers: 0 where it sees nothing, 1 where it refuses the image or
+//! stops at the first bad grain. It never answers 2 or 3 for this format.
 
 #![allow(
     missing_docs,
@@ -748,8 +748,8 @@ fn base(dir: &Path, which: Base) -> Image {
     }
 }
 
-/// The grains of a stream QEMU wrote, in the layout of VMware: behind the header, each table behind its grains, directory,
-/// footer.
+/// The grains of a stream QEMU wrote, in the layout of VMware: behind the header, each table behind its grains,
+/// directory, footer.
 fn true_stream(from: &Image) -> Image {
     let marker = |value: u64, kind: u32| {
         let mut sector = vec![0u8; 512];

@@ -23,8 +23,8 @@ use crate::runtime::{self, stop_signal};
 
 /// Compare two images, or any two block graphs
 ///
-/// Lists every range that differs. Exit status as for `qemu-img compare`: 0 identical, 1 different, 2 an image could not
-/// be opened, 3 a block-status query failed, 4 a read failed or the comparison was interrupted. Where one image is
+/// Lists every range that differs. Exit status as for `qemu-img compare`: 0 identical, 1 different, 2 an image could
+/// not be opened, 3 a block-status query failed, 4 a read failed or the comparison was interrupted. Where one image is
 /// longer, the rest of it must read as zeroes.
 ///
 /// Example: `blkproof compare -f raw -F qcow2 disk.raw disk.qcow2`
@@ -50,8 +50,8 @@ pub(crate) struct CompareArgs {
 
 /// Compare a test image with its raw reference, once and completely
 ///
-/// The same comparison as `blkproof compare`, with the words of blkverify: RAW is the reference, read as raw bytes; TEST
-/// is the image whose driver is doubted. To compare while a workload runs, serve `blkverify:RAW:TEST`.
+/// The same comparison as `blkproof compare`, with the words of blkverify: RAW is the reference, read as raw bytes;
+/// TEST is the image whose driver is doubted. To compare while a workload runs, serve `blkverify:RAW:TEST`.
 ///
 /// Example: `blkproof verify reference.raw disk.qcow2`
 #[derive(clap::Args)]

@@ -18,10 +18,10 @@ const SCHEMA: &str = "blkproof.diff-meta/1";
 
 /// Say what changed in the metadata between two states of an image; reads both and writes to neither
 ///
-/// For qcow2: fields of the header by name, extensions, snapshots, bitmaps, L1 entries, what each range of the guest's disk is
-/// mapped to (allocated, freed, moved, zeroed), and reference counts. For VDI, VMDK, VHD, VHDX, Parallels and QED: which bytes
-/// of which structure changed, and which entries of tables. Changes that follow each other are told as one; guest data is not
-/// compared (`blkproof compare` does that).
+/// For qcow2: fields of the header by name, extensions, snapshots, bitmaps, L1 entries, what each range of the guest's
+/// disk is mapped to (allocated, freed, moved, zeroed), and reference counts. For VDI, VMDK, VHD, VHDX, Parallels and
+/// QED: which bytes of which structure changed, and which entries of tables. Changes that follow each other are told as
+/// one; guest data is not compared (`blkproof compare` does that).
 ///
 /// The exit status is 0 if nothing changed, 1 if something did, 2 if the images could not be compared.
 ///

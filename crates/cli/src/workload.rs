@@ -1,7 +1,7 @@
 //! A seeded random workload: reads, writes, zeroes, discards and flushes, many in flight.
 //!
-//! It judges nothing but success: what was read is for a mirror below to judge. Every decision is a hash of the seed and
-//! the operation's number, never "the next random number", so that operation 17 is the same whatever became of 16.
+//! It judges nothing but success: what was read is for a mirror below to judge. Every decision is a hash of the seed
+//! and the operation's number, never "the next random number", so that operation 17 is the same whatever became of 16.
 
 use std::fmt;
 

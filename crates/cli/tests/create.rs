@@ -155,7 +155,8 @@ fn an_image_that_is_there_is_kept() {
 fn a_full_disk_is_named() {
     let dir = tempdir().unwrap();
     let dir = dir.path();
-    // A file system of 1 MiB in a mount namespace of its own; neither outlives the shell. Root needs no user namespace for it.
+    // A file system of 1 MiB in a mount namespace of its own; neither outlives the shell. Root needs no user namespace
+    // for it.
     let alone = "unshare $([ $(id -u) = 0 ] || echo -r) -m";
     let small = "mount -t tmpfs -o size=1m none . && cd .";
     for how in ["-f raw -o preallocation=full", "-f qcow2 -o preallocation=full", "-f raw -o preallocation=falloc"] {

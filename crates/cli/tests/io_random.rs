@@ -131,7 +131,8 @@ fn vdi() {
     agree("vdi", &[], 0..3);
 }
 
-/// Many requests in flight at once. Each has a range of its own, so the disk left behind does not depend on their order.
+/// Many requests in flight at once. Each has a range of its own, so the disk left behind does not depend on their
+/// order.
 #[test]
 fn in_flight_together() {
     for (seed, format) in [(0, "raw"), (1, "qcow2"), (2, "vdi")] {

@@ -1,5 +1,5 @@
-//! Persistent dirty bitmaps, which this driver keeps and does not maintain: whoever writes to the image without them has
-//! to say so by clearing the autoclear bit, or a backup would leave out what was written (specification, "Header",
+//! Persistent dirty bitmaps, which this driver keeps and does not maintain: whoever writes to the image without them
+//! has to say so by clearing the autoclear bit, or a backup would leave out what was written (specification, "Header",
 //! autoclear features).
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 

@@ -1,7 +1,7 @@
-//! Seen: after a power cut a sector that nobody had written held the data of another request, which had failed long before
-//! (random workload, seed 433). Why: a cluster past the end of the file is not padded with zeroes, for it reads as zeroes.
-//! But a write to it had failed, and the cluster was given out again: what a failed write left on the disk is not known.
-//! Must hold: only what no write ever reached for is taken to be zero.
+//! Seen: after a power cut a sector that nobody had written held the data of another request, which had failed long
+//! before (random workload, seed 433). Why: a cluster past the end of the file is not padded with zeroes, for it reads
+//! as zeroes. But a write to it had failed, and the cluster was given out again: what a failed write left on the disk
+//! is not known. Must hold: only what no write ever reached for is taken to be zero.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 use std::rc::Rc;

@@ -1,6 +1,6 @@
-//! Seen: over a device that does not grow by itself, a read returned zeroes where a completed write had put data (random
-//! workload). Why: two requests that each made the device longer set its length at the same time; the smaller length
-//! came last and cut off what the other request had written. A dropped request could do the same, later.
+//! Seen: over a device that does not grow by itself, a read returned zeroes where a completed write had put data
+//! (random workload). Why: two requests that each made the device longer set its length at the same time; the smaller
+//! length came last and cut off what the other request had written. A dropped request could do the same, later.
 //! Must hold: the device never gets shorter, whatever order requests land in.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 

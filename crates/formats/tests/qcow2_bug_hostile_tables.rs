@@ -1,6 +1,6 @@
-//! Seen: review of what an image can make us allocate. Why: the clusters of every snapshot's L1 table were listed one by
-//! one, for a read-only open too and whether or not the table lay inside the file: 65,536 snapshots of 32 MiB each were
-//! four billion entries, for a file of 3 MiB.
+//! Seen: review of what an image can make us allocate. Why: the clusters of every snapshot's L1 table were listed one
+//! by one, for a read-only open too and whether or not the table lay inside the file: 65,536 snapshots of 32 MiB each
+//! were four billion entries, for a file of 3 MiB.
 //! Must hold: a read-only open lists nothing, a writable one only what lies inside the file.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 

@@ -1,7 +1,7 @@
-//! Seen: review of the growth of the L1 table; with lazy refcounts a power cut after a resize left an image that was not
-//! marked dirty and whose L1 table counted as free, so that the next writer would have put data over it. Why: the counts
-//! of the new table were left to a commit, which with lazy refcounts does not write counts, and marks the image dirty
-//! only when it writes an L2 or L1 table.
+//! Seen: review of the growth of the L1 table; with lazy refcounts a power cut after a resize left an image that was
+//! not marked dirty and whose L1 table counted as free, so that the next writer would have put data over it. Why: the
+//! counts of the new table were left to a commit, which with lazy refcounts does not write counts, and marks the image
+//! dirty only when it writes an L2 or L1 table.
 //! Must hold: whatever the header names is counted, or the image is marked dirty.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 

@@ -1,6 +1,6 @@
-//! Seen: an image with extended L2 entries and a raw external data file read zeroes where its data file, read by itself,
-//! held bytes of a write that had failed half way (random workload). Why: creation mapped the clusters but left their
-//! subclusters unallocated, so the map kept saying "zero" after the failure.
+//! Seen: an image with extended L2 entries and a raw external data file read zeroes where its data file, read by
+//! itself, held bytes of a write that had failed half way (random workload). Why: creation mapped the clusters but left
+//! their subclusters unallocated, so the map kept saying "zero" after the failure.
 //! Must hold: a raw data file and the disk read the same, whatever fails.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 

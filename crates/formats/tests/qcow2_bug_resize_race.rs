@@ -1,6 +1,6 @@
-//! Seen: review of the requests' beginnings. Why: a request was checked against the size of the disk, then waited for its
-//! range behind a resize, and then ran as if the disk were still as large: a write behind the new end succeeded, and a
-//! discard took for the last cluster of the disk what was not the last any more.
+//! Seen: review of the requests' beginnings. Why: a request was checked against the size of the disk, then waited for
+//! its range behind a resize, and then ran as if the disk were still as large: a write behind the new end succeeded,
+//! and a discard took for the last cluster of the disk what was not the last any more.
 //! Must hold: a request is checked by the size it meets when it has its range.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 

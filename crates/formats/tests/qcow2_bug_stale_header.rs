@@ -1,6 +1,6 @@
-//! Seen: review of how the header is changed. Why: whoever marked the image as corrupt took a copy of the header, waited
-//! for its turn, and wrote the copy; a refcount table that was switched in the meantime was undone on disk, while tables
-//! that rely on the new one were still being written.
+//! Seen: review of how the header is changed. Why: whoever marked the image as corrupt took a copy of the header,
+//! waited for its turn, and wrote the copy; a refcount table that was switched in the meantime was undone on disk,
+//! while tables that rely on the new one were still being written.
 //! Must hold: each change of the header is made to the header as it is when it is written.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 

@@ -1,4 +1,5 @@
-//! Snapshots, compressed clusters, dirty images, external data files, resizing, and what is refused; against QEMU's tools.
+//! Snapshots, compressed clusters, dirty images, external data files, resizing, and what is refused; against QEMU's
+//! tools.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod qcow2_support;

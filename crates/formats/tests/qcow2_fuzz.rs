@@ -1,5 +1,5 @@
-//! Images with damaged headers and tables: opening, reading and writing them ends in an answer or in an error, never in a
-//! panic, a hang, or a file that grows without bound.
+//! Images with damaged headers and tables: opening, reading and writing them ends in an answer or in an error, never in
+//! a panic, a hang, or a file that grows without bound.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod qcow2_support;

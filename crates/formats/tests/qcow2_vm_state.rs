@@ -1,5 +1,5 @@
-//! The VM state of a qcow2 image, beside the disk and beside snapshots: QEMU reads ours and we read QEMU's, it costs the
-//! disk nothing, and it keeps what was flushed through power cuts, failures and dropped requests.
+//! The VM state of a qcow2 image, beside the disk and beside snapshots: QEMU reads ours and we read QEMU's, it costs
+//! the disk nothing, and it keeps what was flushed through power cuts, failures and dropped requests.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation, clippy::expect_used)]
 
 mod qcow2_support;
@@ -579,7 +579,8 @@ fn a_dropped_write_leaves_everything_else_as_it_was() {
     assert!(drops > 10, "the set-up bites: {drops} drops");
 }
 
-/// A write that waits behind a resize is a write to the VM state as it is then, never to the disk that grew over its place.
+/// A write that waits behind a resize is a write to the VM state as it is then, never to the disk that grew over its
+/// place.
 #[test]
 fn a_write_that_waited_for_a_resize_meets_the_moved_vm_state() {
     let disk = new_disk(&CreateOptions { size: 32_768, cluster_size: 512, ..CreateOptions::default() });

@@ -1,8 +1,8 @@
 //! Seen: a client that took no replies made a connection hold gigabytes of address space where 2 MiB are promised.
 //!
 //! Why: the reply to a read that had to wait is sent from the buffer it was read into, and whatever is said after it
-//! began a new buffer of 256 KiB: one byte read and one flush, again and again, took one such buffer per pair, while only
-//! the bytes in it counted. What must hold: what waits for a peer is bounded in memory, not in bytes said.
+//! began a new buffer of 256 KiB: one byte read and one flush, again and again, took one such buffer per pair, while
+//! only the bytes in it counted. What must hold: what waits for a peer is bounded in memory, not in bytes said.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;

@@ -1,7 +1,7 @@
 //! Seen: a write with FUA to an export whose device has no FUA of its own was answered before it was durable.
 //!
-//! Why: the server offers FUA on every export and handed the flag down, but on a device without the capability the caller
-//! has to flush. What must hold: one flush follows there, none where FUA is native.
+//! Why: the server offers FUA on every export and handed the flag down, but on a device without the capability the
+//! caller has to flush. What must hold: one flush follows there, none where FUA is native.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;

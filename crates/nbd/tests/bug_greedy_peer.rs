@@ -1,8 +1,9 @@
-//! Seen: a client that pipelined reads of holes, 9000 in one receive buffer, had the thread of the server for seconds: no
-//! other connection was looked at before some gigabytes were read.
+//! Seen: a client that pipelined reads of holes, 9000 in one receive buffer, had the thread of the server for seconds:
+//! no other connection was looked at before some gigabytes were read.
 //!
-//! Why: a hole takes 32 bytes in the send buffer, so the peer never seemed to be behind, and nothing else bounded what one
-//! poll does. What must hold: one poll of a connection reads and writes a few MiB at most, then others have their turn.
+//! Why: a hole takes 32 bytes in the send buffer, so the peer never seemed to be behind, and nothing else bounded what
+//! one poll does. What must hold: one poll of a connection reads and writes a few MiB at most, then others have their
+//! turn.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;

@@ -1,6 +1,6 @@
-//! Seen: a server could make its client keep an entry for every chunk it sent, for ever: block status chunks without end,
-//! and a read answered one byte here and one byte there. And an export could be told to have 2^64 - 1 bytes, more than
-//! offsets in the layers above are made for.
+//! Seen: a server could make its client keep an entry for every chunk it sent, for ever: block status chunks without
+//! end, and a read answered one byte here and one byte there. And an export could be told to have 2^64 - 1 bytes, more
+//! than offsets in the layers above are made for.
 //!
 //! Why: chunks were counted by nobody. What must hold: one chunk for the one context that was asked for; a read in a
 //! bounded number of separate pieces; sizes that fit a signed 64-bit offset. Anything else ends the connection.

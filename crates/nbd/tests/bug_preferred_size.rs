@@ -1,7 +1,7 @@
 //! Seen: `serve` of a graph over an NBD server that prefers blocks of 4 GiB ended in a panic before it served anybody.
 //!
-//! Why: the next power of two above a preference of more than 2 GiB has 33 bits; the preference came from the other server
-//! as it was. What must hold: any preference of a device is brought into what the protocol allows.
+//! Why: the next power of two above a preference of more than 2 GiB has 33 bits; the preference came from the other
+//! server as it was. What must hold: any preference of a device is brought into what the protocol allows.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;

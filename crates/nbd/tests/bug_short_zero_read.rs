@@ -1,8 +1,8 @@
 //! Seen: a client that asked for a few zero bytes took the whole server down, at operation 27 of a random workload.
 //!
-//! Why: zero bytes are sent as a hole, whose head is longer than that of data, and the fast path had reserved space in the
-//! send buffer for data only. What must hold: reads of every length around the size of a head are answered, in every
-//! layout, zero or not.
+//! Why: zero bytes are sent as a hole, whose head is longer than that of data, and the fast path had reserved space in
+//! the send buffer for data only. What must hold: reads of every length around the size of a head are answered, in
+//! every layout, zero or not.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;

@@ -1,8 +1,8 @@
-//! Seen: a client that was sending the data of a write when the server was told to shut down lost its connection without
-//! an answer, although what is in flight was to be finished.
+//! Seen: a client that was sending the data of a write when the server was told to shut down lost its connection
+//! without an answer, although what is in flight was to be finished.
 //!
-//! Why: a request counted as in flight from the moment its data was complete. What must hold: once its head is accepted,
-//! it is carried out and answered.
+//! Why: a request counted as in flight from the moment its data was complete. What must hold: once its head is
+//! accepted, it is carried out and answered.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;

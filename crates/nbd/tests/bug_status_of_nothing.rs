@@ -1,8 +1,8 @@
 //! Seen: a block status of 0 bytes, asked for with a list of contexts, was answered by a chunk without a single extent,
 //! which the protocol does not know and clients take for an attack.
 //!
-//! Why: the length comes in the payload there, and was checked against the end of the export only. What must hold: it is
-//! refused with EINVAL, and the connection goes on.
+//! Why: the length comes in the payload there, and was checked against the end of the export only. What must hold: it
+//! is refused with EINVAL, and the connection goes on.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;

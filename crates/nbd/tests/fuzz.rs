@@ -166,7 +166,8 @@ proptest! {
             let mut again = Vec::new();
             request.encode(mode, &mut again);
             prop_assert_eq!(again.len(), len);
-            // What is encoded is decoded to the same, but for the flag of a payload, which follows from there being one.
+            // What is encoded is decoded to the same, but for the flag of a payload, which follows from there being
+            // one.
             let (back, _) = Request::decode(mode, &again).unwrap().unwrap();
             prop_assert_eq!((back.kind, back.cookie, back.offset), (request.kind, request.cookie, request.offset));
             prop_assert_eq!((back.length, back.payload), (request.length, request.payload));

@@ -1,7 +1,7 @@
 //! Lost ranges of the guest's disk as a map file of GNU ddrescue (its manual, section "Mapfile structure").
 //!
-//! Positions are on the guest's disk: the map fits a raw copy of it, such as `qemu-img convert --salvage` writes, so that
-//! `ddrescuelog` lists, inverts and combines it, and `ddrescue --fill-mode` marks what is lost inside the copy.
+//! Positions are on the guest's disk: the map fits a raw copy of it, such as `qemu-img convert --salvage` writes, so
+//! that `ddrescuelog` lists, inverts and combines it, and `ddrescue --fill-mode` marks what is lost inside the copy.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -12,8 +12,8 @@ use crate::text;
 
 /// The map: `+` for what the image still holds, `-` for what is lost, `?` where nobody can say.
 ///
-/// Where the check did not come to its end, or more ranges are lost than a report keeps, everything that is not known to be
-/// lost is `?`. `None` if the size of the guest's disk is not known.
+/// Where the check did not come to its end, or more ranges are lost than a report keeps, everything that is not known
+/// to be lost is `?`. `None` if the size of the guest's disk is not known.
 #[must_use]
 pub fn map(report: &Report) -> Option<String> {
     let size = report.guest.as_ref()?.size;

@@ -1,7 +1,7 @@
 //! The report a person reads: verdict, causes, findings, what is lost, what was not checked, what to do next.
 //!
-//! The order is that of the questions of somebody who has a damaged image before them. Everything is bounded and says by how
-//! much; a healthy image takes a few lines. Text out of an image is escaped before it reaches a terminal.
+//! The order is that of the questions of somebody who has a damaged image before them. Everything is bounded and says
+//! by how much; a healthy image takes a few lines. Text out of an image is escaped before it reaches a terminal.
 
 use std::fmt::{self, Write as _};
 use std::ops::Range;

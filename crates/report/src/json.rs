@@ -1,7 +1,7 @@
 //! The report for programs: schema `blkproof.check/1`, described in `docs/check-json.md`.
 //!
-//! The keys of `qemu-img check --output=json` stand where it puts them, with its meaning; everything else is ours. Numbers
-//! are bytes or counts, never text; ranges are objects of `offset` and `length`.
+//! The keys of `qemu-img check --output=json` stand where it puts them, with its meaning; everything else is ours.
+//! Numbers are bytes or counts, never text; ranges are objects of `offset` and `length`.
 
 use std::ops::Range;
 

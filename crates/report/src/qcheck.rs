@@ -1,9 +1,11 @@
-//! qcheck's output: its sections in its order, each line on a stream with a letter, streams chosen by presets and letters.
+//! qcheck's output: its sections in its order, each line on a stream with a letter, streams chosen by presets and
+//! letters.
 //!
-//! A [`Printer`] watches the check: entries of tables are printed while the tables are walked, what comes of the whole file
-//! afterwards, by [`Printer::finish`]. Letters, headings, summaries and line shapes are qcheck's; what was wrong with them is
-//! not kept: equal errors are one line, `A` and `U` are exact, `F` has its own title, vacant clusters are no problem, and
-//! "Could not complete analysis" is said only where it is true. Exit statuses are those of `qemu-img check`.
+//! A [`Printer`] watches the check: entries of tables are printed while the tables are walked, what comes of the whole
+//! file afterwards, by [`Printer::finish`]. Letters, headings, summaries and line shapes are qcheck's; what was wrong
+//! with them is not kept: equal errors are one line, `A` and `U` are exact, `F` has its own title, vacant clusters are
+//! no problem, and "Could not complete analysis" is said only where it is true. Exit statuses are those of `qemu-img
+//! check`.
 
 mod runs;
 mod streams;

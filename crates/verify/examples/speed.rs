@@ -1,7 +1,8 @@
-//! What the mirror costs: reads compared at once, writes with and without a history, fingerprints, whole-image comparison.
+//! What the mirror costs: reads compared at once, writes with and without a history, fingerprints, whole-image
+//! comparison.
 //!
-//! `cargo run --release -p blkproof-verify --example speed`; with two files, `… --example speed A B [THREADS]`, it compares
-//! those instead.
+//! `cargo run --release -p blkproof-verify --example speed`; with two files, `… --example speed A B [THREADS]`, it
+//! compares those instead.
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss)]
 
 use std::hint::black_box;

@@ -5,7 +5,8 @@
 //!
 //! Extents that both sides call zero are not read; where one side does, the other alone is read and must hold zeroes.
 //! Data is read in [`CHUNK`]s, the next one on its way while the last one is compared, or at once where both nodes can
-//! ([`read_now`](BlockDevice::read_now)), in pieces small enough to be compared while they are in the processor's cache.
+//! ([`read_now`](BlockDevice::read_now)), in pieces small enough to be compared while they are in the processor's
+//! cache.
 
 use std::future::Future;
 use std::pin::pin;
@@ -168,8 +169,8 @@ fn push_range(ranges: &mut Vec<ByteRange>, range: ByteRange) {
     }
 }
 
-/// Cuts `size` bytes into at most `parts` ranges of about the same length, on multiples of `unit`, a power of two (1 MiB
-/// is a good one; at least a sector).
+/// Cuts `size` bytes into at most `parts` ranges of about the same length, on multiples of `unit`, a power of two (1
+/// MiB is a good one; at least a sector).
 pub fn split(size: u64, parts: usize, unit: u64) -> Vec<ByteRange> {
     let unit = unit.max(SECTOR);
     let share = size.div_ceil(u64::try_from(parts.max(1)).unwrap_or(u64::MAX)).div_ceil(unit).max(1) * unit;

@@ -1,11 +1,11 @@
 //! What the history remembers of a sector's content: 64 bits that identify it, and 8 bits for each 64-byte piece.
 //!
-//! The 64 bits recognise a whole sector (an old version, a misdirected write). The piece tags recognise a *part* of one:
-//! when a sector begins with new bytes and ends with others, the tags of its last pieces tell whether those are the
-//! bytes of an older version, which is what a torn write leaves.
+//! The 64 bits recognise a whole sector (an old version, a misdirected write). The piece tags recognise a *part* of
+//! one: when a sector begins with new bytes and ends with others, the tags of its last pieces tell whether those are
+//! the bytes of an older version, which is what a torn write leaves.
 //!
-//! The function multiplies 64-bit words to 128 bits and folds the halves. It is fast (tens of nanoseconds a sector), not
-//! secure, and fixed for ever by the vectors below, so that a dump of fingerprints keeps its meaning.
+//! The function multiplies 64-bit words to 128 bits and folds the halves. It is fast (tens of nanoseconds a sector),
+//! not secure, and fixed for ever by the vectors below, so that a dump of fingerprints keeps its meaning.
 
 use crate::SECTOR_LEN;
 

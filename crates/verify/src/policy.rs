@@ -6,7 +6,8 @@ pub enum OnMismatch {
     /// Goes on: the client gets what TEST answered.
     #[default]
     Report,
-    /// Fails the request with EIO; [`first_bad`](blkproof_block::IoError::first_bad) is the first byte of the first bad sector.
+    /// Fails the request with EIO; [`first_bad`](blkproof_block::IoError::first_bad) is the first byte of the first bad
+    /// sector.
     Fail,
     /// As `Report`; the program that owns the sink exits with status 1.
     Exit,

@@ -1,13 +1,13 @@
 //! Bringing the two sides back into step.
 //!
 //! # Why copying TEST's content to RAW is right
-//! On an unsettled range, after the drain, each side holds in each sector one of the values the clients' requests allow:
-//! the last settled content, or what one of the unsettled requests wrote (zeroes, for a discard). Nothing lands any more
-//! and the caller holds the range exclusively, so the contents stand still. The client was told nothing about which
-//! value it will read (its request failed, was cancelled, or was a discard), so any of them is right, and once read it
-//! must stay. TEST is the device under test and its choice can not be questioned as long as it is an allowed value, so
-//! it becomes the truth: RAW is overwritten with it. RAW then holds a value a client asked for, in a place where a
-//! client asked for it; no other byte is touched.
+//! On an unsettled range, after the drain, each side holds in each sector one of the values the clients' requests
+//! allow: the last settled content, or what one of the unsettled requests wrote (zeroes, for a discard). Nothing lands
+//! any more and the caller holds the range exclusively, so the contents stand still. The client was told nothing about
+//! which value it will read (its request failed, was cancelled, or was a discard), so any of them is right, and once
+//! read it must stay. TEST is the device under test and its choice can not be questioned as long as it is an allowed
+//! value, so it becomes the truth: RAW is overwritten with it. RAW then holds a value a client asked for, in a place
+//! where a client asked for it; no other byte is touched.
 //!
 //! A value that is *not* allowed is not copied: the range counts as settled with its sides apart, and the read that
 //! follows finds the difference and tells it.

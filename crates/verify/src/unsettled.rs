@@ -27,8 +27,8 @@ const CANDIDATES: usize = 16;
 /// Memory for the values of one write; beyond it (64 MiB of data in one request) any content is accepted.
 const FINGERPRINTS: usize = 128 << 10;
 
-/// Memory for the values of all of them together, in bytes: those of 4 GiB of data. Beyond it any content is accepted where
-/// a write failed or was dropped, until some of the others are settled.
+/// Memory for the values of all of them together, in bytes: those of 4 GiB of data. Beyond it any content is accepted
+/// where a write failed or was dropped, until some of the others are settled.
 const VALUES: usize = 128 << 20;
 
 /// What one request may have left behind.

@@ -1,7 +1,7 @@
-//! Seen: requests that waited for a resize to end went on with what they had seen before it. A read behind a resize that
-//! was dropped found the sides of different lengths and called it a mismatch; a write behind a shrink that succeeded made
-//! a reference that grows (a file) grow again, and TEST refuse; a resize behind a dropped one was undone on one side
-//! when the first landed late.
+//! Seen: requests that waited for a resize to end went on with what they had seen before it. A read behind a resize
+//! that was dropped found the sides of different lengths and called it a mismatch; a write behind a shrink that
+//! succeeded made a reference that grows (a file) grow again, and TEST refuse; a resize behind a dropped one was undone
+//! on one side when the first landed late.
 //!
 //! Why: sizes were looked at, and doubts about them cleared up, before the lock was awaited and not after. What must
 //! hold: under its lock a request knows the size and both sides have it.

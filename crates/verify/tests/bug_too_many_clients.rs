@@ -1,5 +1,5 @@
-//! Seen: in a server that had met more than 65 535 clients, writes of later ones were put down to the last that had got a
-//! number.
+//! Seen: in a server that had met more than 65 535 clients, writes of later ones were put down to the last that had got
+//! a number.
 //!
 //! Why: numbers of clients have 16 bits in the history, and were cut off at the largest. What must hold: a write is
 //! never said to be another client's.

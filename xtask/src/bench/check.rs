@@ -1,8 +1,8 @@
-//! `blkproof check` against `qemu-img check` on large qcow2 images without data: time, peak memory, and the bare time of
-//! reading the same metadata.
+//! `blkproof check` against `qemu-img check` on large qcow2 images without data: time, peak memory, and the bare time
+//! of reading the same metadata.
 //!
-//! The images are what `preallocation=metadata` makes: every cluster mapped, in order, in a sparse file that holds nothing
-//! but tables. "Shuffled" permutes the entries of the L2 tables, as years of random guest writes leave them.
+//! The images are what `preallocation=metadata` makes: every cluster mapped, in order, in a sparse file that holds
+//! nothing but tables. "Shuffled" permutes the entries of the L2 tables, as years of random guest writes leave them.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;

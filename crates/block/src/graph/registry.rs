@@ -184,8 +184,8 @@ pub trait Driver {
         None
     }
 
-    /// Whether the driver wants to know what its node is called: [`Driver::open`] then finds `node-name` among its options
-    /// if the user gave one. Others never see it.
+    /// Whether the driver wants to know what its node is called: [`Driver::open`] then finds `node-name` among its
+    /// options if the user gave one. Others never see it.
     fn wants_node_name(&self) -> bool {
         false
     }

@@ -56,8 +56,8 @@ use crate::{BlockStatus, Capabilities, DeviceInfo, Errno, IoError, Limits, Resul
 ///
 /// Inline costs less CPU everywhere, which is why it is the default, but it is *not* the winner everywhere: on that
 /// ext4, where a bare `pwrite` takes 35 µs of CPU, the pool finished sooner in three of four cases. Whether that is the
-/// second core at work or only the larger share of a crowded machine that more threads get was not separated, and ranges
-/// overlap at 64 KiB. Measure again on an idle machine before relying on it.
+/// second core at work or only the larger share of a crowded machine that more threads get was not separated, and
+/// ranges overlap at 64 KiB. Measure again on an idle machine before relying on it.
 const INLINE_WRITE_MAX: usize = 64 << 10;
 
 /// Largest read that one job of the pool does; bounds the memory of a huge one.

@@ -7,7 +7,8 @@
 //! A candidate is any write-class request sent before the read ended, and the initial content, unless a *successful*
 //! request came in between: sent after the candidate had ended, completed before the read began. Failed requests
 //! remain candidates, dropped ones have not ended before a drain. A discard is its range's old content or zeroes, so
-//! it excludes nothing. A resize zeroes what it adds or cuts off. A read made while nothing is under way settles what a later read may see.
+//! it excludes nothing. A resize zeroes what it adds or cuts off. A read made while nothing is under way settles what a
+//! later read may see.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

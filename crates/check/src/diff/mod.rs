@@ -1,12 +1,13 @@
 //! What changed between two states of an image: by owner, folded into runs.
 //!
-//! qcow2 images are compared by meaning (`qcow2`): fields of the header by name, extensions, L1 entries, what each range of
-//! the guest's disk is mapped to, reference counts, snapshots, bitmaps. Two mappings are compared range by range, so images
-//! whose clusters differ in size are too. Images of other formats are compared by structure (`structures`): which bytes of
-//! which table changed, and of tables of pointers which entries.
+//! qcow2 images are compared by meaning (`qcow2`): fields of the header by name, extensions, L1 entries, what each
+//! range of the guest's disk is mapped to, reference counts, snapshots, bitmaps. Two mappings are compared range by
+//! range, so images whose clusters differ in size are too. Images of other formats are compared by structure
+//! (`structures`): which bytes of which table changed, and of tables of pointers which entries.
 //!
-//! Nothing is judged: a damaged image is compared as far as its tables can be followed. Changes are handed out as they are
-//! found, in the order of the structures and within each in the order of its entries; memory does not grow with the images.
+//! Nothing is judged: a damaged image is compared as far as its tables can be followed. Changes are handed out as they
+//! are found, in the order of the structures and within each in the order of its entries; memory does not grow with the
+//! images.
 
 mod qcow2;
 mod structures;

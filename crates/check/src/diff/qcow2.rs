@@ -1,7 +1,8 @@
 //! Two states of a qcow2 image.
 //!
-//! Order: header, extensions, names, snapshots, bitmaps, L1 table, mapping, refcounts. Mapping and refcounts are two streams of
-//! runs each ([`Mapping`], [`Counts`]), which are cut where either one's run ends and compared piece by piece.
+//! Order: header, extensions, names, snapshots, bitmaps, L1 table, mapping, refcounts. Mapping and refcounts are two
+//! streams of runs each ([`Mapping`], [`Counts`]), which are cut where either one's run ends and compared piece by
+//! piece.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

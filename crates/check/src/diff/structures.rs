@@ -1,7 +1,7 @@
 //! Two states of an image of another format: structure by structure.
 //!
-//! A check of each says where its structures are. Those of the same class and number are compared byte by byte; of tables of
-//! pointers the entries that differ are named. What neither image has a claim on is guest data, or nobody's.
+//! A check of each says where its structures are. Those of the same class and number are compared byte by byte; of
+//! tables of pointers the entries that differ are named. What neither image has a claim on is guest data, or nobody's.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

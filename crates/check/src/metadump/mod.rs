@@ -1,21 +1,22 @@
 //! Metadumps: what of an image a check reads of its metadata, and nothing of its guest.
 //!
 //! Model: the answer of a check depends on the bytes it reads. So a check is run over a source that takes note of them
-//! (`record`), and told to draw the map of the file, which says what each byte is. Dumped is what was read *and* is metadata.
-//! Guest data, compressed data, VM state, leaked and free space are left out, read or not.
+//! (`record`), and told to draw the map of the file, which says what each byte is. Dumped is what was read *and* is
+//! metadata. Guest data, compressed data, VM state, leaked and free space are left out, read or not.
 //!
-//! Two stretches that are no metadata are needed for the same answer, and blanked. Outside qcow2, whether space that nobody
-//! claims is zero tells leaks from room never used: what was read of it and is not zero is filled with one byte. And a table
-//! that something else was written over may hold a guest's bytes: words that can not be pointers are replaced by one that is
-//! wrong in the same way, and text is blanked wherever the format has none (`scrub`). Of a compressed grain of VMDK the
-//! marker before it is metadata: the 12 bytes at each place a grain table names are dumped, not the grain.
+//! Two stretches that are no metadata are needed for the same answer, and blanked. Outside qcow2, whether space that
+//! nobody claims is zero tells leaks from room never used: what was read of it and is not zero is filled with one byte.
+//! And a table that something else was written over may hold a guest's bytes: words that can not be pointers are
+//! replaced by one that is wrong in the same way, and text is blanked wherever the format has none (`scrub`). Of a
+//! compressed grain of VMDK the marker before it is metadata: the 12 bytes at each place a grain table names are
+//! dumped, not the grain.
 //!
-//! Names (`names`) become other names of the same length, different ones where they were different. Checksums over them that
-//! were right are right again.
+//! Names (`names`) become other names of the same length, different ones where they were different. Checksums over them
+//! that were right are right again.
 //!
-//! Memory: ranges read and ranges of metadata, up to a quarter of [`Options::memory`] each. A check that reads more pieces
-//! than that is taken to have read everything, which only adds unused bytes of metadata. Key material of encrypted images is
-//! dumped only as far as a check reads it, which is their headers.
+//! Memory: ranges read and ranges of metadata, up to a quarter of [`Options::memory`] each. A check that reads more
+//! pieces than that is taken to have read everything, which only adds unused bytes of metadata. Key material of
+//! encrypted images is dumped only as far as a check reads it, which is their headers.
 
 mod names;
 mod record;
@@ -111,8 +112,8 @@ pub struct Dumped {
 
 /// Dumps the metadata of an image. `keep_names` leaves names and unknown extensions as they are.
 ///
-/// [`Options::data`] and [`Options::allow_backing`] are taken as not set: the first needs compressed data, the second other
-/// files.
+/// [`Options::data`] and [`Options::allow_backing`] are taken as not set: the first needs compressed data, the second
+/// other files.
 ///
 /// # Errors
 /// [`Error`] says why there is no dump; what the sink was given until then is a part of one.
@@ -339,8 +340,8 @@ impl Plan {
         }
     }
 
-    /// Keeps the markers of compressed grains: where the grain tables say that they are, and where there are no tables, one
-    /// behind the other.
+    /// Keeps the markers of compressed grains: where the grain tables say that they are, and where there are no tables,
+    /// one behind the other.
     fn markers(&mut self, image: &dyn Source, report: &Report, options: &Options) -> Result<(), Error> {
         let mut flags = [0u8; 12];
         let compressed = image.read_at(0, &mut flags).is_ok() && crate::bytes::le_u32(&flags, 8) & COMPRESSED != 0;

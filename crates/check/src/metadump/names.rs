@@ -1,8 +1,8 @@
 //! Names and other strings of people, and what to write in their place.
 //!
-//! A name becomes `x`s with a number at its end, as long as it was; equal names become equal ones, different names different
-//! ones (so that a name given twice is still given twice). Marks of paths (`/ \ : .`) stay, since checks look at them. Snapshot
-//! ids that are numbers, names of formats and QEMU's feature names tell nothing and stay.
+//! A name becomes `x`s with a number at its end, as long as it was; equal names become equal ones, different names
+//! different ones (so that a name given twice is still given twice). Marks of paths (`/ \ : .`) stay, since checks look
+//! at them. Snapshot ids that are numbers, names of formats and QEMU's feature names tell nothing and stay.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -305,8 +305,8 @@ const COMMENTS: [&str; 5] =
 const KEYS: [&str; 7] =
     ["version", "cid", "parentcid", "createtype", "encoding", "isnativesnapshot", "parentfilenamehint"];
 
-/// Names in quotes of lines that name extents, and of keys that name files; comments of people, and whatever else is no line
-/// of a descriptor.
+/// Names in quotes of lines that name extents, and of keys that name files; comments of people, and whatever else is no
+/// line of a descriptor.
 fn descriptor(at: u64, bytes: &[u8], edits: &mut Edits) {
     let mut line_at = at;
     let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();

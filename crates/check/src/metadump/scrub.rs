@@ -1,7 +1,9 @@
-//! Words of tables that can not be pointers: whatever wrote them was no writer of this format, and may have been the guest.
+//! Words of tables that can not be pointers: whatever wrote them was no writer of this format, and may have been the
+//! guest.
 //!
-//! A word is kept if the offset in it is one that files have, whatever its flags are, so entries of sound tables, of truncated
-//! files and of tables with flipped bits stay as they are. Any other becomes one word that is wrong in the same ways.
+//! A word is kept if the offset in it is one that files have, whatever its flags are, so entries of sound tables, of
+//! truncated files and of tables with flipped bits stay as they are. Any other becomes one word that is wrong in the
+//! same ways.
 
 use std::ops::Range;
 
@@ -130,8 +132,8 @@ impl Scrub {
 }
 
 impl Scrub {
-    /// Text in a block of reference counts. What is told of counts depends on where they change, so there they change still:
-    /// between two values that are as wrong.
+    /// Text in a block of reference counts. What is told of counts depends on where they change, so there they change
+    /// still: between two values that are as wrong.
     pub(super) fn counts(&self, bytes: &mut [u8]) {
         let size = self.count.max(1);
         for run in texts(bytes) {

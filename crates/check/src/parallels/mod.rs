@@ -1,13 +1,14 @@
 //! Parallels HDD images: a header, one table (the BAT) of 32-bit cluster offsets, and clusters.
 //!
 //! ```text
-//! 0        header, 64 bytes, little-endian: kind, cluster size in sectors, BAT entries, disk size, in-use mark, data offset
+//! 0        header, 64 bytes, little-endian: kind, cluster size in sectors, BAT entries, disk size, in-use mark, data
+//!          offset
 //! 64       BAT: 0 not allocated, else the place of a cluster, in clusters ("WithouFreSpacExt") or sectors
 //! data     clusters of guest data; one of them may be the extension, which names clusters of dirty bitmaps
 //! ```
 //!
-//! There is no count of clusters in use: a free one in the middle is legal and used again, and what lies behind the last one
-//! in use is leaked. Clusters of dirty bitmaps are in use, though `qemu-img check` calls them leaked.
+//! There is no count of clusters in use: a free one in the middle is legal and used again, and what lies behind the
+//! last one in use is leaked. Clusters of dirty bitmaps are in use, though `qemu-img check` calls them leaked.
 //!
 //! Order: header; extension with its checksum and bitmaps; BAT; who lies where in the file.
 

@@ -1,11 +1,11 @@
 //! What a dead header said, found out by searching the file for its tables, and offered as `--assume`.
 //!
-//! Other than `guess`, which tries the places where new images have their tables, this finds tables that moved (the disk grew,
-//! the file grew, snapshots were reverted to). One pass over the data of the file keeps the sectors that hold nothing but
-//! pointers. Then:
+//! Other than `guess`, which tries the places where new images have their tables, this finds tables that moved (the
+//! disk grew, the file grew, snapshots were reverted to). One pass over the data of the file keeps the sectors that
+//! hold nothing but pointers. Then:
 //! - the cluster size is the alignment of the pointers: of many, half have no greater one;
-//! - the refcount table is the one whose first block counts its own cluster, the table's and the header's as 1, which also says
-//!   how wide counts are;
+//! - the refcount table is the one whose first block counts its own cluster, the table's and the header's as 1, which
+//!   also says how wide counts are;
 //! - the L1 table is the one whose pointers lead to tables of pointers;
 //! - the size of the disk is what its own GPT says, else as much as the L1 table can map.
 
@@ -249,7 +249,8 @@ fn refcount_table(cx: &Context<'_>, geometry: &Geometry, sectors: &BTreeMap<u64,
     found.refcount_table = Some((place, clusters));
 }
 
-/// The count of the cluster at `of` in the block at `block`, the first one of its image; `None` if another block has it.
+/// The count of the cluster at `of` in the block at `block`, the first one of its image; `None` if another block has
+/// it.
 fn count(cx: &Context<'_>, geometry: &Geometry, block: u64, of: u64) -> Option<u64> {
     let index = of >> geometry.cluster_bits;
     if index >= geometry.refcounts_per_block() {

@@ -1,10 +1,10 @@
 //! Persistent dirty bitmaps: directory, tables, the clusters with their bits (Q-X5, Q-B1..Q-B3).
 //!
-//! qcow2 spec, section "Bitmaps". Order: the extension's fields, the directory (entries of variable length, one behind the
-//! other), then each bitmap's table (one entry per cluster of bits), then the bits behind the disk's end.
+//! qcow2 spec, section "Bitmaps". Order: the extension's fields, the directory (entries of variable length, one behind
+//! the other), then each bitmap's table (one entry per cluster of bits), then the bits behind the disk's end.
 //!
-//! With autoclear bit 0 clear, another program wrote to the image since: nothing here can be believed, the pointers least of
-//! all (their clusters may have been given to somebody else). They are not followed then, as QEMU does not.
+//! With autoclear bit 0 clear, another program wrote to the image since: nothing here can be believed, the pointers
+//! least of all (their clusters may have been given to somebody else). They are not followed then, as QEMU does not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -218,7 +218,8 @@ impl Walk {
                 format!("bitmap {index} ('{name}') is marked as in use: it was not saved")
             });
         }
-        // What the sets of names and tables may cost, 65,535 bitmaps at most; without memory for it nothing is compared.
+        // What the sets of names and tables may cost, 65,535 bitmaps at most; without memory for it nothing is
+        // compared.
         let cost = (raw_name.len() as u64).saturating_add(128);
         let compare = cx.budget.left() > (cx.options.memory / 2).saturating_add(cost) && cx.budget.take(cost).is_ok();
         self.taken = self.taken.saturating_add(if compare { cost } else { 0 });

@@ -2,14 +2,15 @@
 //!
 //! A damaged image is looked at twice ([`super::survey`]): what lies in its tables now, and what lies in the clusters
 //! without an owner ([`super::orphans`]). Then each finding is given to the first cause that explains it:
-//! 1. tables were overwritten, cause by cause of what lies there now, with all that follows from their senseless entries;
+//! 1. tables were overwritten, cause by cause of what lies there now, with all that follows from their senseless
+//!    entries;
 //! 2. the file was cut off: everything past its end, and what the tables beyond mapped;
 //! 3. entries were zeroed: tables and data that lost their owner;
 //! 4. counts were lost while the mapping agrees with itself: harmless, and told apart from lost metadata;
 //! 5. clusters used twice; 6. leaks.
 //!
-//! What is left goes to the catalogue of codes (`verdict`). No cause is certain but what the bytes say: who wrote them they do
-//! not.
+//! What is left goes to the catalogue of codes (`verdict`). No cause is certain but what the bytes say: who wrote them
+//! they do not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -306,7 +307,8 @@ impl<'c> Case<'c> {
         self.sums.get(code.name).map_or(0, |(all, _)| *all)
     }
 
-    /// Gives the findings that fit to a cause. Of codes with more findings than are kept, the same share is taken of the rest.
+    /// Gives the findings that fit to a cause. Of codes with more findings than are kept, the same share is taken of
+    /// the rest.
     fn take(&mut self, fits: impl Fn(&Brief) -> bool) -> Explained {
         let mut explained = Explained::default();
         let mut of_code: BTreeMap<&'static str, u64> = BTreeMap::new();

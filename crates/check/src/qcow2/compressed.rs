@@ -1,7 +1,7 @@
 //! Descriptors of compressed clusters (qcow2 spec, section "Cluster mapping").
 //!
-//! With `x = 62 - (cluster_bits - 8)`: bits 0..x-1 are the offset in bytes, bits x..61 the number of 512-byte sectors after the
-//! one the stream begins in. The stream's real length is not stored, only this upper bound.
+//! With `x = 62 - (cluster_bits - 8)`: bits 0..x-1 are the offset in bytes, bits x..61 the number of 512-byte sectors
+//! after the one the stream begins in. The stream's real length is not stored, only this upper bound.
 
 use std::ops::Range;
 

@@ -1,10 +1,10 @@
-//! What qcheck's streams show: the header's fields, every entry of the tables, and each finding in its section. A walk of its
-//! own, after the analysis, in qcheck's order: header, refcount table, refcount blocks (host order), L1, L2 tables (guest
-//! order), counts.
+//! What qcheck's streams show: the header's fields, every entry of the tables, and each finding in its section. A walk
+//! of its own, after the analysis, in qcheck's order: header, refcount table, refcount blocks (host order), L1, L2
+//! tables (guest order), counts.
 //!
-//! Nothing is judged here that the analysis has not judged: whether an entry is shown as flawed follows from its own bits and
-//! the file's length alone. Tables are read in small pieces; what can not be read is said and passed over. A table that many
-//! L1 entries name is shown once.
+//! Nothing is judged here that the analysis has not judged: whether an entry is shown as flawed follows from its own
+//! bits and the file's length alone. Tables are read in small pieces; what can not be read is said and passed over. A
+//! table that many L1 entries name is shown once.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -263,7 +263,8 @@ impl Dump<'_, '_> {
         let bits = u64::from(geometry.refcount_bits());
         let table = Table { offset, entries: geometry.cluster_size() / 8, stored_entries: 0 };
         self.entries(table, 1, "a refcount block", |word, raw, _| {
-            // Eight bytes hold several counts of small width: narrow ones lie low bits first within a byte, in byte order.
+            // Eight bytes hold several counts of small width: narrow ones lie low bits first within a byte, in byte
+            // order.
             let per_word = 64u64.checked_div(bits).unwrap_or(1);
             for place in 0..per_word {
                 let at = word.saturating_mul(per_word).saturating_add(place);

@@ -1,8 +1,9 @@
 //! The LUKS header inside the image, as far as it can be judged without a key (Q-H8, Q-X4).
 //!
-//! LUKS1 on-disk format: 592 bytes (`phdr`: magic, version, cipher, payload offset, master key digest, 8 key slots of 48
-//! bytes), then the key material of each slot. All fields are big endian; offsets are in sectors from the header's start.
-//! Key material is indistinguishable from noise: a sector of zeroes in that of an active slot means that it was destroyed.
+//! LUKS1 on-disk format: 592 bytes (`phdr`: magic, version, cipher, payload offset, master key digest, 8 key slots of
+//! 48 bytes), then the key material of each slot. All fields are big endian; offsets are in sectors from the header's
+//! start. Key material is indistinguishable from noise: a sector of zeroes in that of an active slot means that it was
+//! destroyed.
 
 use crate::bytes::{be_u16, be_u32, is_zero, printable};
 use crate::context::Context;
@@ -120,7 +121,8 @@ fn judge_luks(cx: &mut Context<'_>, head: &Head, offset: u64, len: u64) -> Strin
         return flaw(format!("the LUKS header at {offset:#x} has no master key digest"));
     }
     if payload < PHDR_LEN || payload > len.max(PHDR_LEN).checked_next_multiple_of(SECTOR).unwrap_or(len) {
-        // Within qcow2 the payload is the guest's clusters, not what follows: the field only tells how long the header is.
+        // Within qcow2 the payload is the guest's clusters, not what follows: the field only tells how long the header
+        // is.
         let words =
             format!("the LUKS header at {offset:#x} says it has {payload:#x} bytes, the extension says {len:#x}");
         cx.find(

@@ -1,7 +1,7 @@
 //! Feature bits: what is switched on, what contradicts itself, what nobody knows (Q-F1..Q-F4, Q-F6).
 //!
-//! qcow2 spec, section "Header". An unknown incompatible bit forbids to read any further; the image's own table of names
-//! tells a new feature (named there) from a flipped bit (not named).
+//! qcow2 spec, section "Header". An unknown incompatible bit forbids to read any further; the image's own table of
+//! names tells a new feature (named there) from a flipped bit (not named).
 
 use crate::code::Severity;
 use crate::context::Context;

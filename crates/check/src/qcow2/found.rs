@@ -1,8 +1,9 @@
 //! Who refers to which host cluster: the references found, for a window of clusters.
 //!
-//! Compressed clusters may share host clusters with each other, nothing else may share without snapshots; so references by
-//! compressed clusters are counted apart. With snapshots a data cluster is shared rightly if all who refer to it mean the same
-//! place of the disk: each cluster keeps a key of that place, and a second key clashes (image-check.md Q-L6).
+//! Compressed clusters may share host clusters with each other, nothing else may share without snapshots; so references
+//! by compressed clusters are counted apart. With snapshots a data cluster is shared rightly if all who refer to it
+//! mean the same place of the disk: each cluster keeps a key of that place, and a second key clashes (image-check.md
+//! Q-L6).
 
 use std::ops::Range;
 

@@ -1,8 +1,9 @@
 //! What a damaged header meant, found out from the refcount structure alone.
 //!
-//! A refcount block counts its own cluster, the refcount table's and the header's: a wrong cluster size or width of counts
-//! hardly ever makes all of these come out as 1. Nothing is searched here: only places are looked at where a header points,
-//! or where programs put the first tables of a new image (header, refcount table, refcount block, L1 table: clusters 0 to 3).
+//! A refcount block counts its own cluster, the refcount table's and the header's: a wrong cluster size or width of
+//! counts hardly ever makes all of these come out as 1. Nothing is searched here: only places are looked at where a
+//! header points, or where programs put the first tables of a new image (header, refcount table, refcount block, L1
+//! table: clusters 0 to 3).
 
 use std::collections::BTreeSet;
 

@@ -1,8 +1,8 @@
 //! The header's fields as they stand in the file, what is wrong with them, and the geometry that follows.
 //!
-//! Order: the fields are read; `Options::assume` replaces those the user knows better; if something else lies at the start of
-//! the file, nothing of it is believed (`guess` may find out more). Each field is judged as it is stored, so that an image
-//! whose header had to be helped is never called healthy.
+//! Order: the fields are read; `Options::assume` replaces those the user knows better; if something else lies at the
+//! start of the file, nothing of it is believed (`guess` may find out more). Each field is judged as it is stored, so
+//! that an image whose header had to be helped is never called healthy.
 //!
 //! qcow2 spec, sections "Header" and "Additional fields". All fields are big endian.
 

@@ -1,7 +1,7 @@
 //! Whether a compressed cluster inflates to a cluster.
 //!
-//! The stream is inflated into a small buffer and forgotten: a bomb costs no memory, and never more time than a cluster and
-//! a buffer take. Bytes behind the end of a stream are legal: the descriptor knows its length only to 512 bytes.
+//! The stream is inflated into a small buffer and forgotten: a bomb costs no memory, and never more time than a cluster
+//! and a buffer take. Bytes behind the end of a stream are legal: the descriptor knows its length only to 512 bytes.
 
 use std::fmt;
 
@@ -10,7 +10,8 @@ use flate2::{Decompress, FlushDecompress, Status};
 /// Bytes inflated at a time.
 const BUFFER: usize = 32 << 10;
 
-/// Memory a zstd frame may ask for (2^24 bytes): no compressor's window for a cluster is larger; the format allows 128 MiB.
+/// Memory a zstd frame may ask for (2^24 bytes): no compressor's window for a cluster is larger; the format allows 128
+/// MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 24;
 
 /// What is wrong with a stream.

@@ -1,8 +1,8 @@
 //! L1 tables, the active one and those of the snapshots, and the list of L2 tables they name.
 //!
-//! An L2 table that many entries name (snapshots share them; damage does worse) is in the list once, with the number of its
-//! references: each table is read once per pass, whatever the L1 tables say. The list is sorted by place in the file, so that
-//! neighbours are read together.
+//! An L2 table that many entries name (snapshots share them; damage does worse) is in the list once, with the number of
+//! its references: each table is read once per pass, whatever the L1 tables say. The list is sorted by place in the
+//! file, so that neighbours are read together.
 
 use std::ops::Range;
 
@@ -36,8 +36,8 @@ pub(crate) struct Root {
     pub(crate) vm_state: bool,
 }
 
-/// All L1 tables that can be read, each once, and how many were left out because they overlap so much that together they are
-/// longer than the file.
+/// All L1 tables that can be read, each once, and how many were left out because they overlap so much that together
+/// they are longer than the file.
 pub(crate) fn roots(side: &Side, geometry: &Geometry, file_len: u64) -> (Vec<Root>, u64) {
     let needed = |size: u64| size.div_ceil(geometry.l2_window().max(1));
     let any_state = side.snapshots.iter().any(|snapshot| snapshot.vm_state_size > 0);

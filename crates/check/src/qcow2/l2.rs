@@ -1,7 +1,8 @@
-//! L2 tables: entries taken apart and gathered into runs (qcow2 spec, sections "Cluster mapping", "Extended L2 Entries").
+//! L2 tables: entries taken apart and gathered into runs (qcow2 spec, sections "Cluster mapping", "Extended L2
+//! Entries").
 //!
-//! A run is what makes a sound image cheap: entries that follow each other in the table and point at clusters that follow each
-//! other in the file, with the same flags, are looked at as one.
+//! A run is what makes a sound image cheap: entries that follow each other in the table and point at clusters that
+//! follow each other in the file, with the same flags, are looked at as one.
 
 use crate::bytes::be_u64;
 
@@ -16,8 +17,8 @@ pub(crate) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// Bits 1..8 and 56..61 of a standard L2 entry.
 pub(crate) const RESERVED: u64 = 0x3f00_0000_0000_01fe;
 
-/// Entries `index..index + len`: the first one is `raw`, each one's offset a cluster beyond its predecessor's if it has one,
-/// otherwise all the same.
+/// Entries `index..index + len`: the first one is `raw`, each one's offset a cluster beyond its predecessor's if it has
+/// one, otherwise all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     pub(crate) index: u64,

@@ -1,7 +1,8 @@
-//! The entries of L2 tables: each one judged by itself, and counted as a reference to what it points at (image-check.md 2.5).
+//! The entries of L2 tables: each one judged by itself, and counted as a reference to what it points at (image-check.md
+//! 2.5).
 //!
-//! A flawed entry is still a reference. Where most of a table makes no sense as entries, the table was overwritten: that is one
-//! finding, whose entries count as references all the same.
+//! A flawed entry is still a reference. Where most of a table makes no sense as entries, the table was overwritten:
+//! that is one finding, whose entries count as references all the same.
 
 use std::ops::Range;
 
@@ -32,7 +33,8 @@ pub(crate) struct Mapping<'s> {
     /// Whether to tell what is wrong with entries themselves, which is the same in every window.
     first_window: bool,
     pub(crate) out: Outcome,
-    /// Of the current table: flaws, where the next cluster would follow its predecessor, and whether it was overwritten.
+    /// Of the current table: flaws, where the next cluster would follow its predecessor, and whether it was
+    /// overwritten.
     flaws: Vec<Flaw>,
     unlisted: Vec<(&'static Code, u64)>,
     follows: u64,

@@ -95,8 +95,8 @@ impl<'b> Marks<'b> {
         self.run_at(cluster).0
     }
 
-    /// Whether a cluster is marked, and where the stretch of such clusters ends (at a word's end at the latest, at a page's
-    /// end if nothing in it is marked).
+    /// Whether a cluster is marked, and where the stretch of such clusters ends (at a word's end at the latest, at a
+    /// page's end if nothing in it is marked).
     pub(crate) fn run_at(&self, cluster: u64) -> (bool, u64) {
         let Some((slot, at)) = self.0.place(cluster) else { return (false, u64::MAX) };
         let window_end = self.0.window.end;
@@ -120,7 +120,8 @@ impl<'b> Keys<'b> {
         Pages::new(window, usize::try_from(PAGE).unwrap_or(0), budget).map(Self)
     }
 
-    /// Notes that `key` refers to a cluster; whether somebody with another key does too. Outside the window nobody clashes.
+    /// Notes that `key` refers to a cluster; whether somebody with another key does too. Outside the window nobody
+    /// clashes.
     pub(crate) fn clashes(&self, cluster: u64, key: u32) -> Result<bool, Full> {
         let Some((slot, at)) = self.0.place(cluster) else { return Ok(false) };
         let page = self.0.made(slot)?;

@@ -1,17 +1,18 @@
 //! qcow2, versions 2 and 3.
 //!
-//! The header names an L1 table, whose entries name L2 tables, whose entries name the clusters of the file that hold the
-//! guest's; snapshots have L1 tables of their own and share what they name. A refcount table names refcount blocks, which say
-//! of every cluster of the file how often it is used. Both tell the same story twice, which is what makes it checkable.
+//! The header names an L1 table, whose entries name L2 tables, whose entries name the clusters of the file that hold
+//! the guest's; snapshots have L1 tables of their own and share what they name. A refcount table names refcount blocks,
+//! which say of every cluster of the file how often it is used. Both tell the same story twice, which is what makes it
+//! checkable.
 //!
 //! Order of analysis:
 //! 1. [`side`]: header, extensions, snapshot table, bitmaps, encryption header, names of other files.
-//! 2. [`window`], once or more as memory allows, for a stretch of the file each: the counts as [`stored`], all that refers to
-//!    clusters ([`found`]): metadata, then every L2 table once ([`l1`] lists them, [`scan`] reads them, [`mapping`] judges
-//!    their entries); then both are compared, and of what differs the [`owners`] are named.
+//! 2. [`window`], once or more as memory allows, for a stretch of the file each: the counts as [`stored`], all that
+//!    refers to clusters ([`found`]): metadata, then every L2 table once ([`l1`] lists them, [`scan`] reads them,
+//!    [`mapping`] judges their entries); then both are compared, and of what differs the [`owners`] are named.
 //! 3. [`streams`]: compressed clusters are inflated, if that was asked for.
-//! 4. [`causes`], of damaged images: what lies in the tables now ([`survey`], [`shape`]), which lost tables are still in the file
-//!    ([`orphans`]), what a dead header said ([`assume`]); findings are folded into what happened.
+//! 4. [`causes`], of damaged images: what lies in the tables now ([`survey`], [`shape`]), which lost tables are still
+//!    in the file ([`orphans`]), what a dead header said ([`assume`]); findings are folded into what happened.
 
 mod assume;
 mod bitmaps;

@@ -1,9 +1,9 @@
 //! Tables nothing refers to, found by their look, and the windows of the disk they fit.
 //!
-//! Searched are the clusters the map of the file left without an owner: one pass over those that hold data, reading the first
-//! sector of each and the rest only of those that begin like a table. Then each candidate is weighed: do the clusters it names
-//! lack an owner as well; which L1 entries are missing; which of them do its neighbours in the file suggest (programs that fill
-//! a disk in order put its tables into the file in order); does an older L1 table say.
+//! Searched are the clusters the map of the file left without an owner: one pass over those that hold data, reading the
+//! first sector of each and the rest only of those that begin like a table. Then each candidate is weighed: do the
+//! clusters it names lack an owner as well; which L1 entries are missing; which of them do its neighbours in the file
+//! suggest (programs that fill a disk in order put its tables into the file in order); does an older L1 table say.
 //!
 //! Candidates are offered, never used.
 
@@ -247,7 +247,8 @@ fn candidate(
             }
         }
     }
-    // What it names has owners: an older version of a table that is in use, or a table given up whose clusters were reused.
+    // What it names has owners: an older version of a table that is in use, or a table given up whose clusters were
+    // reused.
     if ownerless.saturating_mul(2) < named {
         return;
     }

@@ -1,7 +1,8 @@
-//! Clusters with something wrong about them, and who claims them: both owners of every overlap, with their guest ranges.
+//! Clusters with something wrong about them, and who claims them: both owners of every overlap, with their guest
+//! ranges.
 //!
-//! Counting says only that a cluster is claimed twice. Who claims it is found by going over the tables once more, which is done
-//! only when there is something to name; so a sound image pays nothing for it.
+//! Counting says only that a cluster is claimed twice. Who claims it is found by going over the tables once more, which
+//! is done only when there is something to name; so a sound image pays nothing for it.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -154,8 +155,9 @@ impl Suspect {
             }
             finding = finding.owner(owner);
         }
-        // Stale counts of a dirty image are rebuilt before anything is written: those that are too low endanger nothing. What is
-        // counted and not used stays a leak: rebuilding frees it unasked, and if a mapping was lost it is the only copy.
+        // Stale counts of a dirty image are rebuilt before anything is written: those that are too low endanger
+        // nothing. What is counted and not used stays a leak: rebuilding frees it unasked, and if a mapping was lost it
+        // is the only copy.
         finding.what += match self.issue {
             _ if !scope.side.dirty => "",
             Issue::Overlap => "",
@@ -196,8 +198,8 @@ impl Claimant {
     }
 }
 
-/// Clusters counted for nothing. Whether that is a leak or all that is left of lost mappings is known when every window has
-/// been seen: they are told at the end.
+/// Clusters counted for nothing. Whether that is a leak or all that is left of lost mappings is known when every window
+/// has been seen: they are told at the end.
 #[derive(Default)]
 pub(crate) struct Leaks {
     all: Vec<Suspect>,
@@ -256,8 +258,8 @@ impl Suspects {
     }
 }
 
-/// Goes over everything that refers to clusters once more: names the owners of the suspects, and says what of the guest's disk
-/// lies in clusters that are claimed twice.
+/// Goes over everything that refers to clusters once more: names the owners of the suspects, and says what of the
+/// guest's disk lies in clusters that are claimed twice.
 pub(crate) fn name(
     scope: &Scope<'_>,
     found: &Found<'_>,

@@ -1,5 +1,5 @@
-//! Reading tables of any length through one buffer: large reads, nothing twice, and what the medium does not give is noted
-//! instead of ending the run.
+//! Reading tables of any length through one buffer: large reads, nothing twice, and what the medium does not give is
+//! noted instead of ending the run.
 
 use std::ops::Range;
 
@@ -31,8 +31,8 @@ impl<'a> Reader<'a> {
         self.buf.len() as u64
     }
 
-    /// `len` bytes from `at` on, fewer at the end of the file or of the buffer. If they have to be read, what follows up to
-    /// `until` is read with them.
+    /// `len` bytes from `at` on, fewer at the end of the file or of the buffer. If they have to be read, what follows
+    /// up to `until` is read with them.
     pub(crate) fn get(&mut self, at: u64, len: u64, until: u64) -> &[u8] {
         let len = len.min(self.cap()).min(self.len.saturating_sub(at));
         let have = self.start..self.start.saturating_add(self.filled as u64);

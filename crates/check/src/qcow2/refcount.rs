@@ -1,5 +1,5 @@
-//! Refcount table and blocks: what the image says about how often each host cluster is referred to (qcow2 spec, section "Host
-//! cluster management").
+//! Refcount table and blocks: what the image says about how often each host cluster is referred to (qcow2 spec, section
+//! "Host cluster management").
 
 use std::ops::Range;
 

@@ -1,6 +1,7 @@
 //! Names of other files inside the image: the backing file and the external data file (Q-H7, Q-X2, Q-F6).
 //!
-//! Names are data. Nothing is opened because of them, nor read as a protocol; for an image of unknown origin each is a finding.
+//! Names are data. Nothing is opened because of them, nor read as a protocol; for an image of unknown origin each is a
+//! finding.
 
 use crate::bytes::printable;
 use crate::context::Context;

@@ -20,7 +20,8 @@ pub(crate) trait Visit: Send {
     fn end(&mut self, table: &TableRef);
 }
 
-/// Shows each table to one of the visitors and gives these back. A wish to stop ends it early: `Scope::is_stopped` says so.
+/// Shows each table to one of the visitors and gives these back. A wish to stop ends it early: `Scope::is_stopped` says
+/// so.
 pub(crate) fn scan<V: Visit>(
     scope: &Scope<'_>,
     phase: &'static str,

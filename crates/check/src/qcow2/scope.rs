@@ -1,7 +1,7 @@
 //! What every pass over the tables shares, and what a pass has to say.
 //!
-//! A pass looks at one window of host clusters. When memory ends before the pass does, it is begun again with a smaller window:
-//! so it tells nobody anything until it is complete, but gathers it in an [`Outcome`].
+//! A pass looks at one window of host clusters. When memory ends before the pass does, it is begun again with a smaller
+//! window: so it tells nobody anything until it is complete, but gathers it in an [`Outcome`].
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

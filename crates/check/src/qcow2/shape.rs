@@ -1,9 +1,9 @@
-//! qcow2's own tables by their look: pointers of L1 and L2 tables, reference counts of any width; and which sectors of a table
-//! are not the table's own any more.
+//! qcow2's own tables by their look: pointers of L1 and L2 tables, reference counts of any width; and which sectors of
+//! a table are not the table's own any more.
 //!
-//! A pointer is telling: reserved bits are zero, the offset is a multiple of the cluster size and inside the file. Eight random
-//! bytes pass that once in some 10^10 times. Reference counts are telling in bulk only: small numbers, mostly one value, in
-//! long runs.
+//! A pointer is telling: reserved bits are zero, the offset is a multiple of the cluster size and inside the file.
+//! Eight random bytes pass that once in some 10^10 times. Reference counts are telling in bulk only: small numbers,
+//! mostly one value, in long runs.
 
 use std::ops::Range;
 
@@ -227,8 +227,8 @@ pub(crate) fn look(bytes: &[u8], geometry: &Geometry, file_len: u64) -> (Look, C
     (Look::Else(shape), sure)
 }
 
-/// The sectors of an L1 or L2 table that hold something else, in runs. A single senseless entry is a damaged entry, not a
-/// sector that was overwritten.
+/// The sectors of an L1 or L2 table that hold something else, in runs. A single senseless entry is a damaged entry, not
+/// a sector that was overwritten.
 pub(crate) fn foreign_in_table(bytes: &[u8], geometry: &Geometry, file_len: u64) -> Vec<Range<usize>> {
     runs_of_sectors(bytes, |sector| {
         let entries = Entries::of(sector, geometry, file_len);

@@ -1,5 +1,5 @@
-//! Everything about a qcow2 image that is not mapping or counting: header, extensions, snapshot table, bitmaps, encryption
-//! header, names of other files. Runs first; what it learns is what the mapping is read with.
+//! Everything about a qcow2 image that is not mapping or counting: header, extensions, snapshot table, bitmaps,
+//! encryption header, names of other files. Runs first; what it learns is what the mapping is read with.
 //!
 //! Order: header ([`super::header`]), extensions, feature bits, names of other files, encryption header, snapshot
 //! table, bitmaps; then the facts, in the order of the header's fields.
@@ -15,8 +15,8 @@ use crate::map::{Claim, Class};
 use super::header::{DIRTY, Geometry, Head, Header};
 use super::{bitmaps, encryption, extensions, features, header, references, snapshots};
 
-/// A table of 8-byte entries the header or the snapshot table names: already checked to be aligned and inside the file as far
-/// as `entries` says. What is wrong with it has been reported.
+/// A table of 8-byte entries the header or the snapshot table names: already checked to be aligned and inside the file
+/// as far as `entries` says. What is wrong with it has been reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Table {
     /// First byte; a multiple of the cluster size, not 0.
@@ -57,8 +57,8 @@ pub(crate) struct Side {
     pub(crate) l1: Option<Table>,
     /// The refcount table; `None` if it can not be read (said already).
     pub(crate) refcount_table: Option<Table>,
-    /// Header cluster, snapshot table, encryption area, bitmap directory, tables and data: one reference to each cluster
-    /// every claim touches. Not among them: refcount table and L1 tables.
+    /// Header cluster, snapshot table, encryption area, bitmap directory, tables and data: one reference to each
+    /// cluster every claim touches. Not among them: refcount table and L1 tables.
     pub(crate) claims: Vec<Claim>,
     /// Whether `claims` and `snapshots` are all there is; if not, nobody may be called leaked.
     pub(crate) claims_complete: bool,
@@ -169,8 +169,8 @@ pub(crate) struct Claims {
     list: Vec<Claim>,
     /// Whether everything that was found is in the list.
     pub(crate) complete: bool,
-    /// Bytes in all claims. Each is counted cluster by cluster later: structures that name each other's places over and over
-    /// must not make that endless.
+    /// Bytes in all claims. Each is counted cluster by cluster later: structures that name each other's places over and
+    /// over must not make that endless.
     bytes: u64,
 }
 

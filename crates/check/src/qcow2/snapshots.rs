@@ -1,7 +1,7 @@
 //! The snapshot table: entries of variable length, one behind the other, each 8-aligned (Q-S1..Q-S3, Q-H9).
 //!
-//! qcow2 spec, section "Snapshots". Read in one pass through a window, never whole: 65,536 snapshots cost what is kept of
-//! them. The L1 tables are only placed here; walking them is mapping.
+//! qcow2 spec, section "Snapshots". Read in one pass through a window, never whole: 65,536 snapshots cost what is kept
+//! of them. The L1 tables are only placed here; walking them is mapping.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hasher as _};

@@ -1,8 +1,8 @@
 //! The reference counts as the image stores them, for a window of host clusters, in little memory.
 //!
-//! A page of clusters is one number while all its counts agree, two numbers and a bit per cluster while there are two of them,
-//! else a byte per cluster; counts above 254 are kept apart. So an image without snapshots costs a bit per cluster at most,
-//! and a full one nearly nothing, whatever the width its counts are stored with.
+//! A page of clusters is one number while all its counts agree, two numbers and a bit per cluster while there are two
+//! of them, else a byte per cluster; counts above 254 are kept apart. So an image without snapshots costs a bit per
+//! cluster at most, and a full one nearly nothing, whatever the width its counts are stored with.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -69,7 +69,8 @@ impl<'b> Stored<'b> {
         }
     }
 
-    /// Takes the counts out of (a part of) a refcount block, for the clusters from `first` on; `order` is log2 of the width.
+    /// Takes the counts out of (a part of) a refcount block, for the clusters from `first` on; `order` is log2 of the
+    /// width.
     pub(crate) fn fill(&mut self, first: u64, block: &[u8], order: u32) -> Result<(), Full> {
         let count = counts_in(block.len() as u64, order);
         if let Some(value) = uniform(block, order) {
@@ -216,7 +217,8 @@ impl<'b> Stored<'b> {
         }
     }
 
-    /// A cluster's count, and where a stretch of clusters with the same count ends (at the end of the page at the latest).
+    /// A cluster's count, and where a stretch of clusters with the same count ends (at the end of the page at the
+    /// latest).
     pub(crate) fn run_at(&self, cluster: u64) -> (u64, u64) {
         let at = cluster.saturating_sub(self.window.start);
         let page_start = cluster.saturating_sub(at % PAGE);

@@ -1,8 +1,8 @@
 //! A second look at the tables of a damaged image: not what their entries say, but what lies there now.
 //!
-//! Order: L1 table, L2 tables by place in the file, refcount blocks by place. Sectors that hold something else are recognised
-//! ([`super::shape`]); sectors of an L2 table that are zero are compared with the clusters nothing refers to: where these
-//! are the very ones that would follow the entries beside, the entries were there.
+//! Order: L1 table, L2 tables by place in the file, refcount blocks by place. Sectors that hold something else are
+//! recognised ([`super::shape`]); sectors of an L2 table that are zero are compared with the clusters nothing refers
+//! to: where these are the very ones that would follow the entries beside, the entries were there.
 //!
 //! Only damaged images are looked at twice, so a sound one pays nothing.
 
@@ -65,7 +65,8 @@ pub(crate) struct Zeroed {
     pub(crate) count: u64,
     pub(crate) host: Range<u64>,
     pub(crate) guest: Range<u64>,
-    /// The clusters that would be theirs; empty where they are somewhere among all clusters without an owner (`scattered`).
+    /// The clusters that would be theirs; empty where they are somewhere among all clusters without an owner
+    /// (`scattered`).
     pub(crate) data: Range<u64>,
 }
 
@@ -272,8 +273,8 @@ fn l2_tables(
     Ok(())
 }
 
-/// Sectors of zeroes in the midst of sectors without one: entries. What a guest never wrote does not end at sectors of the
-/// table, all but by chance.
+/// Sectors of zeroes in the midst of sectors without one: entries. What a guest never wrote does not end at sectors of
+/// the table, all but by chance.
 fn holes_in(bytes: &[u8], per_entry: u64, limit: u64) -> Vec<Range<u64>> {
     let per_sector = (SECTOR as u64).checked_div(per_entry).unwrap_or(1).max(1);
     let entry_len = usize::try_from(per_entry).unwrap_or(8);
@@ -301,8 +302,9 @@ fn holes_in(bytes: &[u8], per_entry: u64, limit: u64) -> Vec<Range<u64>> {
     found
 }
 
-/// Holes whose clusters can not be told from each other, since data lies in the file in the order of a guest's writes: if
-/// there are about as many clusters without an owner as there are entries in all holes together, these were the owners.
+/// Holes whose clusters can not be told from each other, since data lies in the file in the order of a guest's writes:
+/// if there are about as many clusters without an owner as there are entries in all holes together, these were the
+/// owners.
 fn scattered(cx: &Context<'_>, geometry: &Geometry, mut holes: Vec<Zeroed>, all: &mut Survey) {
     let room = PLACES_MAX.saturating_sub(all.zeroed.len());
     let told = |hole: &Zeroed| {
@@ -322,9 +324,10 @@ fn scattered(cx: &Context<'_>, geometry: &Geometry, mut holes: Vec<Zeroed>, all:
 
 /// Sectors of zeroes in a table whose clusters are in the file without an owner: entries, clusters, how many.
 ///
-/// The clusters must lie where the entries beside put them: right behind the last entry before, right before the first entry
-/// after, or (nothing but zeroes) right behind the table. Programs that crash leave clusters of that kind at the end of what
-/// they wrote, which is no damage; so behind the clusters there must be something that was allocated later and is in use.
+/// The clusters must lie where the entries beside put them: right behind the last entry before, right before the first
+/// entry after, or (nothing but zeroes) right behind the table. Programs that crash leave clusters of that kind at the
+/// end of what they wrote, which is no damage; so behind the clusters there must be something that was allocated later
+/// and is in use.
 fn zeroed_in(
     bytes: &[u8],
     table: u64,

@@ -1,7 +1,8 @@
-//! One pass: everything about a window of host clusters. Their counts as stored, the references to them, and the judgement.
+//! One pass: everything about a window of host clusters. Their counts as stored, the references to them, and the
+//! judgement.
 //!
-//! Order: counts, metadata, mapping; then the two are compared. From there on nothing can fail any more for lack of memory,
-//! so what was found is told, owners of what is wrong are named, and the map of the file is drawn.
+//! Order: counts, metadata, mapping; then the two are compared. From there on nothing can fail any more for lack of
+//! memory, so what was found is told, owners of what is wrong are named, and the map of the file is drawn.
 
 use std::ops::Range;
 

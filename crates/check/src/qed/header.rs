@@ -18,7 +18,8 @@ pub(super) const F_BACKING: u64 = 1;
 pub(super) const F_NEED_CHECK: u64 = 2;
 pub(super) const F_NO_PROBE: u64 = 4;
 
-/// What the rest of the analysis needs; sizes and counts are in the format's limits, `l1` lies in the file or is `None`.
+/// What the rest of the analysis needs; sizes and counts are in the format's limits, `l1` lies in the file or is
+/// `None`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Header {
     pub(super) cluster: u64,

@@ -7,11 +7,11 @@
 //! L2       entries: 0 not allocated (backing file or zeroes), 1 zeroes, else the offset of a data cluster
 //! ```
 //!
-//! All offsets are multiples of the cluster size. Every cluster of the file is referred to exactly once; one that is not, is
-//! leaked. Nothing but the NEED_CHECK bit protects against a crash between allocating and linking.
+//! All offsets are multiples of the cluster size. Every cluster of the file is referred to exactly once; one that is
+//! not, is leaked. Nothing but the NEED_CHECK bit protects against a crash between allocating and linking.
 //!
-//! Order: header; L1, each L2 table as its entry names it; who lies where in the file; the clusters nobody refers to, and
-//! among them tables whose L1 entry was lost.
+//! Order: header; L1, each L2 table as its entry names it; who lies where in the file; the clusters nobody refers to,
+//! and among them tables whose L1 entry was lost.
 
 pub(crate) mod codes;
 

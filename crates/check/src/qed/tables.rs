@@ -136,8 +136,8 @@ impl Walker {
         }
     }
 
-    /// A table's entries: calls `each` with every entry that may be anything, once for each hole of the file, and once more,
-    /// with [`Item::Lost`], for all that the file does not reach. Stops when it says so.
+    /// A table's entries: calls `each` with every entry that may be anything, once for each hole of the file, and once
+    /// more, with [`Item::Lost`], for all that the file does not reach. Stops when it says so.
     fn entries(
         &mut self,
         cx: &mut Context<'_>,

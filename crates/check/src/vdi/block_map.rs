@@ -105,8 +105,8 @@ impl BlockMap {
         }
     }
 
-    /// Entries in a hole of the file. Zero is no sign of absence here: each of them names block 0, so they are folded by
-    /// what is behind them on the disk, and of each part one entry speaks for all.
+    /// Entries in a hole of the file. Zero is no sign of absence here: each of them names block 0, so they are folded
+    /// by what is behind them on the disk, and of each part one entry speaks for all.
     fn zeroes(&mut self, cx: &mut Context<'_>, entries: &Range<u64>, again: bool) {
         let header = self.header;
         let whole = header.size.checked_div(header.block).unwrap_or(0).clamp(entries.start, entries.end);

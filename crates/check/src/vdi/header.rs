@@ -204,7 +204,8 @@ fn offsets(cx: &mut Context<'_>, header: &mut Header, header_size: u32) {
             say(cx, format!("{name} offset {offset:#x} lies inside the header, which ends at {end:#x}"), at);
         }
     }
-    // A count of blocks that the disk does not need and the map has no room for is a wrong count, not a map of that size.
+    // A count of blocks that the disk does not need and the map has no room for is a wrong count, not a map of that
+    // size.
     let needed = header.size.div_ceil(header.block.max(1));
     let needed_end = map.saturating_add(needed.saturating_mul(4));
     if header.map_end() > data && needed < header.blocks && needed_end <= data {

@@ -6,8 +6,8 @@
 //! data    block n at data + n * (extra + block size), its data behind the extra bytes
 //! ```
 //!
-//! New blocks are put behind the last one, so that numbers count up in the order of first writing, and the header's count of
-//! allocated blocks is the number the next one gets: what lies at or above it will be overwritten.
+//! New blocks are put behind the last one, so that numbers count up in the order of first writing, and the header's
+//! count of allocated blocks is the number the next one gets: what lies at or above it will be overwritten.
 //!
 //! Order: header; map, entry by entry; who lies where in the file; counts against the header.
 

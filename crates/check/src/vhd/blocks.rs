@@ -1,4 +1,5 @@
-//! The block table and what it points at: twice read, once entry by entry in guest order, once block by block in file order.
+//! The block table and what it points at: twice read, once entry by entry in guest order, once block by block in file
+//! order.
 
 use std::ops::Range;
 
@@ -18,7 +19,8 @@ const CHUNK: u64 = 1 << 20;
 /// A window of this many sectors is not divided any further.
 const WINDOW_MIN: u64 = 1 << 15;
 
-/// Sector bitmaps are listed as metadata of their own up to that many blocks: memory is not asked for a million of them.
+/// Sector bitmaps are listed as metadata of their own up to that many blocks: memory is not asked for a million of
+/// them.
 const BITMAPS_LISTED: u64 = 1 << 16;
 
 /// The block table, with everything that gives its entries a meaning.
@@ -342,7 +344,8 @@ fn place(cx: &mut Context<'_>, table: &Table, end: Option<&Range<u64>>, fixed: &
         let window = window.start.saturating_mul(512)..window.end.saturating_mul(512).min(len);
         let mut layout = Layout::new(budget);
         let filled = fill(cx, table, fixed, &window, &mut layout);
-        // Blocks that do not overlap fit into the smallest window: here many claim the same place, some of them are told.
+        // Blocks that do not overlap fit into the smallest window: here many claim the same place, some of them are
+        // told.
         if filled.is_err() && !smallest {
             return Err(Full);
         }
@@ -538,7 +541,8 @@ fn hole(cx: &mut Context<'_>, table: &Table, range: Range<u64>, rest: Rest) {
     cx.add_host(range, Class::Leaked);
 }
 
-/// Data in sectors that the sector bitmap calls unused; it needs every bitmap, and the blocks of those that are not full.
+/// Data in sectors that the sector bitmap calls unused; it needs every bitmap, and the blocks of those that are not
+/// full.
 fn hidden(cx: &mut Context<'_>, table: &Table, lost: &[Range<u64>]) {
     let len = cx.file_len();
     let size = usize::try_from(table.bitmap).unwrap_or(0);

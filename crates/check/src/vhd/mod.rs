@@ -5,12 +5,12 @@
 //! dynamic, differencing copy of the footer | dynamic header | block table | sector bitmap, block | … | footer
 //! ```
 //!
-//! The block table has an entry of 32 bits per block: the sector of the block's bitmap, which the block itself follows, or
-//! `ffffffff`. A new block is written over the old footer and a new footer behind it, so a killed writer leaves a file without
-//! one; the copy at the start is there for that.
+//! The block table has an entry of 32 bits per block: the sector of the block's bitmap, which the block itself follows,
+//! or `ffffffff`. A new block is written over the old footer and a new footer behind it, so a killed writer leaves a
+//! file without one; the copy at the start is there for that.
 //!
-//! Order of the analysis: both footers, and which of them counts; its fields; then either the length of a fixed disk, or the
-//! dynamic header, the parent's locators, and the block table with everything it points at.
+//! Order of the analysis: both footers, and which of them counts; its fields; then either the length of a fixed disk,
+//! or the dynamic header, the parent's locators, and the block table with everything it points at.
 
 pub(crate) mod codes;
 

@@ -1,4 +1,5 @@
-//! Sectors of a table whose entries are mostly impossible: something else was written over them. Says what lies there now.
+//! Sectors of a table whose entries are mostly impossible: something else was written over them. Says what lies there
+//! now.
 //!
 //! VHD and VHDX keep no checksum of their block tables, so this is the only sign of it. Used by both.
 
@@ -53,8 +54,8 @@ impl Overwritten {
         }
     }
 
-    /// As [`add`](Self::add), neighbouring entries of `width` bytes of the table at `table`, which all say the same. Their number
-    /// may be any: whole sectors of them are counted, not walked.
+    /// As [`add`](Self::add), neighbouring entries of `width` bytes of the table at `table`, which all say the same.
+    /// Their number may be any: whole sectors of them are counted, not walked.
     pub(crate) fn add_all(
         &mut self,
         table: u64,

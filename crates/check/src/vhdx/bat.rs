@@ -289,8 +289,9 @@ pub(super) fn analyse(cx: &mut Context<'_>, view: &Replayed<'_>, table: &Table, 
 
 /// Entries that no block owns but that name a block all the same, by the block's place.
 ///
-/// A disk without a parent has no sector bitmaps: its bitmap entries are zero, and so is what follows the last entry. QEMU
-/// before 8.0 wrote a table sector to its log shifted by one entry when its first entry changed, which puts blocks there.
+/// A disk without a parent has no sector bitmaps: its bitmap entries are zero, and so is what follows the last entry.
+/// QEMU before 8.0 wrote a table sector to its log shifted by one entry when its first entry changed, which puts blocks
+/// there.
 fn slots(cx: &mut Context<'_>, view: &Replayed<'_>, table: &Table) -> BTreeMap<u64, u64> {
     let mut slots = BTreeMap::new();
     if table.parent {
@@ -335,8 +336,9 @@ fn shifted(cx: &mut Context<'_>, table: &Table, slots: &BTreeMap<u64, u64>) {
     }
 }
 
-/// Stretches of zeroes where the writer leaves none: a fixed disk has every block in the file, and QEMU makes the entries of a
-/// dynamic one say "zero" (2) before the first write. Other writers leave zeroes everywhere, where this can not be told.
+/// Stretches of zeroes where the writer leaves none: a fixed disk has every block in the file, and QEMU makes the
+/// entries of a dynamic one say "zero" (2) before the first write. Other writers leave zeroes everywhere, where this
+/// can not be told.
 fn zeroed(cx: &mut Context<'_>, view: &Replayed<'_>, table: &Table) {
     let mut gaps: Vec<Range<u64>> = Vec::new();
     let (mut next, mut said_zero, mut present) = (0u64, false, false);
@@ -706,7 +708,8 @@ fn place(cx: &mut Context<'_>, view: &Replayed<'_>, table: &Table, fixed: &[Clai
             })
         };
         let filled = fill();
-        // Blocks that do not overlap fit into the smallest window: here many claim the same place, some of them are told.
+        // Blocks that do not overlap fit into the smallest window: here many claim the same place, some of them are
+        // told.
         if filled.is_err() && !smallest {
             return Err(Full);
         }

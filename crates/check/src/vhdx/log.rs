@@ -1,12 +1,13 @@
 //! The log: which of its entries are the active sequence, and what they put into the file.
 //!
-//! The log is a ring of 4 KiB sectors. An entry begins on one of them with a header and descriptors, and its data sectors
-//! follow. Entries of one opening of the file share a GUID, which the current header names, and are numbered one by one. Each
-//! entry names the oldest one that is still needed, its tail. The active sequence is the valid one that ends with the highest
-//! number; from the tail of its last entry on, everything is replayed in order ([MS-VHDX] 2.3.2).
+//! The log is a ring of 4 KiB sectors. An entry begins on one of them with a header and descriptors, and its data
+//! sectors follow. Entries of one opening of the file share a GUID, which the current header names, and are numbered
+//! one by one. Each entry names the oldest one that is still needed, its tail. The active sequence is the valid one
+//! that ends with the highest number; from the tail of its last entry on, everything is replayed in order ([MS-VHDX]
+//! 2.3.2).
 //!
-//! An entry is whole if its checksum is right. One that is not is either *torn* (a sector of it is not there yet: the writer was
-//! stopped, nothing of it was needed) or *rotten* (all sectors are there: a bit has changed since).
+//! An entry is whole if its checksum is right. One that is not is either *torn* (a sector of it is not there yet: the
+//! writer was stopped, nothing of it was needed) or *rotten* (all sectors are there: a bit has changed since).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -21,7 +22,8 @@ use crate::finding::Finding;
 
 /// Memory an entry takes while the search goes on.
 const ENTRY_COST: u64 = 256;
-/// Sectors looked at per sector of the log, and once: entries that reach over each other would cost the square otherwise.
+/// Sectors looked at per sector of the log, and once: entries that reach over each other would cost the square
+/// otherwise.
 const WORK: u64 = 64;
 const WORK_MIN: u64 = 1 << 16;
 

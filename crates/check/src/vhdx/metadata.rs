@@ -131,7 +131,8 @@ fn item(
         taken.push((range.clone(), name.clone()));
     }
     let Some((known, (_, _, needed))) = known.and_then(|known| Some((known, KNOWN.get(known)?))) else {
-        // Bit 2: a reader that does not know the item may not open the file. Bit 0: a user's item, which is never needed.
+        // Bit 2: a reader that does not know the item may not open the file. Bit 0: a user's item, which is never
+        // needed.
         if flags & 4 != 0 {
             let words = format!("metadata item {index} ({name}) is required and not known");
             cx.find(Finding::new(codes::META_UNKNOWN, words).host(place));

@@ -6,14 +6,14 @@
 //! …         blocks, each on a multiple of 1 MiB
 //! ```
 //!
-//! Tables and metadata are changed through the log only; a file that was not closed must be read with its log replayed. Here
-//! that is done in memory ([`replay`]): the file stays as it is.
+//! Tables and metadata are changed through the log only; a file that was not closed must be read with its log replayed.
+//! Here that is done in memory ([`replay`]): the file stays as it is.
 //!
-//! The block table holds an entry of 64 bits for each block, and after each *chunk* of them (as many blocks as one sector bitmap
-//! of 1 MiB describes) one for that bitmap, which only disks with a parent use.
+//! The block table holds an entry of 64 bits for each block, and after each *chunk* of them (as many blocks as one
+//! sector bitmap of 1 MiB describes) one for that bitmap, which only disks with a parent use.
 //!
-//! Order of the analysis: identifier and headers; the log, which is laid over the file; from then on through that view: region
-//! tables, metadata, block table; then, in the order of the file, who lies where.
+//! Order of the analysis: identifier and headers; the log, which is laid over the file; from then on through that view:
+//! region tables, metadata, block table; then, in the order of the file, who lies where.
 
 pub(crate) mod codes;
 

@@ -1,4 +1,5 @@
-//! The image as it is once its log was replayed. Nothing is written: what the log replaces lies over the file in memory.
+//! The image as it is once its log was replayed. Nothing is written: what the log replaces lies over the file in
+//! memory.
 
 use std::io;
 use std::ops::Range;
@@ -19,8 +20,8 @@ const PATCH_COST: u64 = 192;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Patch {
     Zero,
-    /// A sector from `target` on. Its middle stays in the log, at byte `data` of the file; the log keeps the first 8 bytes and
-    /// the last 4 elsewhere, for their places are taken by the sector's own marks.
+    /// A sector from `target` on. Its middle stays in the log, at byte `data` of the file; the log keeps the first 8
+    /// bytes and the last 4 elsewhere, for their places are taken by the sector's own marks.
     Sector {
         target: u64,
         data: u64,
@@ -151,7 +152,8 @@ mod tests {
         let image = MemorySource((0..32_768u32).map(|at| (at / 4096) as u8 + 1).collect());
         let budget = Budget::new(1 << 20);
         let mut view = Replayed::new(&image, &budget);
-        // The sector that lies at 4096 goes to 16384; then its second half and more become zero; then a sector into that.
+        // The sector that lies at 4096 goes to 16384; then its second half and more become zero; then a sector into
+        // that.
         view.sector(16_384, 4096, [0xa0; 8], [0xb0; 4]).unwrap();
         view.zero(18_432..28_672).unwrap();
         view.sector(20_480, 8192, [0xc0; 8], [0xd0; 4]).unwrap();

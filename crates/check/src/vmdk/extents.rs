@@ -1,8 +1,8 @@
 //! A descriptor file of its own: the disk is the sequence of the extents it names (VMDK-11).
 //!
-//! Extents are other files. They are opened only when the user allows it, and only in the folder of the descriptor: a name is
-//! data of whoever made the image (H13). A sparse extent is analysed like an image, and what is found there is told with its
-//! name and with places on the whole disk.
+//! Extents are other files. They are opened only when the user allows it, and only in the folder of the descriptor: a
+//! name is data of whoever made the image (H13). A sparse extent is analysed like an image, and what is found there is
+//! told with its name and with places on the whole disk.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

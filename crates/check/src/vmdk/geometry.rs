@@ -1,4 +1,5 @@
-//! What every later step computes with: made only of checked values, whichever of the three sparse variants it came from.
+//! What every later step computes with: made only of checked values, whichever of the three sparse variants it came
+//! from.
 
 use crate::bytes::{le_u32, le_u64};
 

@@ -1,7 +1,8 @@
 //! Headers of the sparse variants, as stored, and the geometry that follows from them once they have been checked.
 //!
-//! Hosted sparse extents: VMware "Virtual Disk Format 5.0", section "Hosted Sparse Extents". COWD and seSparse: libvmdk,
-//! sections "COWD sparse extent data file" and "seSparse". All fields are little endian; offsets and sizes count sectors.
+//! Hosted sparse extents: VMware "Virtual Disk Format 5.0", section "Hosted Sparse Extents". COWD and seSparse:
+//! libvmdk, sections "COWD sparse extent data file" and "seSparse". All fields are little endian; offsets and sizes
+//! count sectors.
 
 use std::ops::Range;
 
@@ -89,8 +90,8 @@ impl Hosted {
         cx.fact("unclean shutdown", if self.unclean == 0 { "no" } else { "yes" });
     }
 
-    /// Checks what can be checked without the tables (VMDK-1, VMDK-2), and makes a geometry of it; `None` if nothing can be
-    /// computed with it, which has been said then. `at` is where this header stands: 0, or the footer's place.
+    /// Checks what can be checked without the tables (VMDK-1, VMDK-2), and makes a geometry of it; `None` if nothing
+    /// can be computed with it, which has been said then. `at` is where this header stands: 0, or the footer's place.
     pub(super) fn geometry(&self, cx: &mut Context<'_>, at: u64) -> Option<Geometry> {
         let here = |range: Range<u64>| at.saturating_add(range.start)..at.saturating_add(range.end);
         if !(1..=3).contains(&self.version) {
@@ -254,7 +255,8 @@ pub(super) fn cowd(cx: &mut Context<'_>, bytes: &[u8]) -> Option<Geometry> {
     })
 }
 
-/// Areas of a seSparse extent apart from directory, tables and grains, with their names; the index is what a claim carries.
+/// Areas of a seSparse extent apart from directory, tables and grains, with their names; the index is what a claim
+/// carries.
 pub(super) const SE_AREAS: [(&str, usize); 5] =
     [("volatile header", 80), ("journal header", 96), ("journal", 112), ("free bitmap", 160), ("backmap", 176)];
 

@@ -1,5 +1,5 @@
-//! Where everything but grains lies: header, descriptor, both directories, both sets of tables. Parts of it that claim the
-//! same bytes are told here, with both owners (VMDK-3).
+//! Where everything but grains lies: header, descriptor, both directories, both sets of tables. Parts of it that claim
+//! the same bytes are told here, with both owners (VMDK-3).
 
 use std::ops::Range;
 

@@ -1,14 +1,15 @@
 //! VMDK: sparse extents (hosted, stream-optimized, COWD, seSparse), and the descriptor files that put a disk together.
 //!
-//! A sparse extent is `header, descriptor, redundant grain directory and tables, grain directory, grain tables, grains`: the
-//! directory names tables, a table names 512 grains (4096 in COWD and seSparse) by their sector. Both directory and tables of
-//! a hosted extent usually exist twice. A stream-optimized extent has its directory behind the grains, in the order it was
-//! written, and each grain is a zlib stream behind a marker.
+//! A sparse extent is `header, descriptor, redundant grain directory and tables, grain directory, grain tables,
+//! grains`: the directory names tables, a table names 512 grains (4096 in COWD and seSparse) by their sector. Both
+//! directory and tables of a hosted extent usually exist twice. A stream-optimized extent has its directory behind the
+//! grains, in the order it was written, and each grain is a zlib stream behind a marker.
 //!
 //! Order of analysis: header (and footer) → geometry; descriptor; where all metadata lies, and what of it overlaps
-//! (`metadata`); a first walk over all tables that judges every entry against that, compares both copies and maps the guest's
-//! disk (`survey`); then who shares grains and what nobody refers to (`share`), or, where grains are compressed, their markers
-//! and, if asked for, their content (`stream`). A descriptor file's extents are each analysed like that (`extents`).
+//! (`metadata`); a first walk over all tables that judges every entry against that, compares both copies and maps the
+//! guest's disk (`survey`); then who shares grains and what nobody refers to (`share`), or, where grains are
+//! compressed, their markers and, if asked for, their content (`stream`). A descriptor file's extents are each analysed
+//! like that (`extents`).
 //!
 //! Sources: VMware "Virtual Disk Format 5.0"; libvmdk's documentation for COWD and seSparse.
 
@@ -191,7 +192,8 @@ fn hosted(cx: &mut Context<'_>, mut image: Image, stored: Hosted) -> Option<u64>
     analyse_tables(cx, &image, geo, descriptors)
 }
 
-/// The descriptor's capacity, where the header's is not possible and this one is (H19: a huge capacity in a small file).
+/// The descriptor's capacity, where the header's is not possible and this one is (H19: a huge capacity in a small
+/// file).
 fn believable(cx: &Context<'_>, fields: &Hosted, text: &Descriptor) -> Option<u64> {
     if cx.options.assume.value("capacity").is_some() || fields.at_end() || fields.grain == 0 || fields.gtes == 0 {
         return None;
@@ -439,7 +441,8 @@ fn cut_off(cx: &mut Context<'_>, geo: &Geometry, sums: &survey::Sums) {
     });
 }
 
-/// A header made anew from what else there is: the footer of a stream, or the descriptor and the layout all programs use.
+/// A header made anew from what else there is: the footer of a stream, or the descriptor and the layout all programs
+/// use.
 fn reconstruct(cx: &mut Context<'_>, head: &[u8]) -> Option<Hosted> {
     if let Some(footer) = stream::footer(cx) {
         // As the header said it: the footer is looked for once more, and found.

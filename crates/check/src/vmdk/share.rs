@@ -1,8 +1,8 @@
 //! Grains that are not compressed: each may be mapped once (VMDK-5), and what no entry maps is wasted.
 //!
-//! Nearly every writer places grains at multiples of the grain size from a common start, so a bit per grain says all. Grains
-//! elsewhere count for both places they touch. Only where something is counted twice the tables are read once more, to learn
-//! who it is. All of it window by window of the file where memory is short.
+//! Nearly every writer places grains at multiples of the grain size from a common start, so a bit per grain says all.
+//! Grains elsewhere count for both places they touch. Only where something is counted twice the tables are read once
+//! more, to learn who it is. All of it window by window of the file where memory is short.
 
 use std::ops::Range;
 
@@ -161,8 +161,9 @@ fn name(cx: &mut Context<'_>, judge: Judge<'_, '_>, sums: &Sums, units: Units, t
         {
             return Ok(());
         }
-        // Touching the same unit is not sharing yet, if grains do not lie at equal distances: all of them are needed to tell,
-        // in smaller windows if need be. In one page nothing can be smaller: what is left is counted like the rest.
+        // Touching the same unit is not sharing yet, if grains do not lie at equal distances: all of them are needed to
+        // tell, in smaller windows if need be. In one page nothing can be smaller: what is left is counted like the
+        // rest.
         let wanted = named < NAMED || sums.outliers > 0;
         if wanted && layout.add(start, units.grain, Class::Data, guest).is_ok() {
             named = named.saturating_add(1);

@@ -1,6 +1,6 @@
-//! Compressed grains: each is a marker (place on the disk, length) and a zlib stream. In a true stream (directory at the end)
-//! markers follow each other from the overhead to the end of the file, those of tables and footer among them; QEMU writes the
-//! same grains behind tables at the front (VMDK-7, VMDK-8).
+//! Compressed grains: each is a marker (place on the disk, length) and a zlib stream. In a true stream (directory at
+//! the end) markers follow each other from the overhead to the end of the file, those of tables and footer among them;
+//! QEMU writes the same grains behind tables at the front (VMDK-7, VMDK-8).
 //!
 //! Grains are not inflated unless asked for, and then through a small buffer: what a grain would become is never held.
 
@@ -267,8 +267,8 @@ pub(super) fn salvage(cx: &mut Context<'_>, geo: &Geometry, base: u64, front: Ve
     for range in found.iter() {
         cx.add_guest(range.start.saturating_add(base)..range.end.saturating_add(base), GuestState::Compressed);
     }
-    // What the stream did not get to is lost; in between, what has no grain was never allocated (streams are written in the
-    // order of the disk).
+    // What the stream did not get to is lost; in between, what has no grain was never allocated (streams are written in
+    // the order of the disk).
     for gap in found.gaps(&(0..last)) {
         cx.add_guest(gap.start.saturating_add(base)..gap.end.saturating_add(base), GuestState::Unallocated);
     }

@@ -1,7 +1,7 @@
 //! The first pass over all tables: every entry judged, both copies compared, the guest's disk mapped.
 //!
-//! What an entry means is decided by [`Judge`] alone, from the bytes of both copies: later passes ask it again and get the
-//! same answer, so nothing has to be remembered between passes.
+//! What an entry means is decided by [`Judge`] alone, from the bytes of both copies: later passes ask it again and get
+//! the same answer, so nothing has to be remembered between passes.
 
 use std::ops::Range;
 
@@ -103,8 +103,8 @@ impl Judge<'_, '_> {
         (used, bad)
     }
 
-    /// As [`place`](Self::place). Grains follow each other between the metadata: the stretch the last one lay in is looked at
-    /// first.
+    /// As [`place`](Self::place). Grains follow each other between the metadata: the stretch the last one lay in is
+    /// looked at first.
     fn place_near(&self, start: u64, guest: u64, gap: &mut Range<u64>) -> Place {
         if start >= gap.start && start.saturating_add(self.geo.grain) <= gap.end {
             return Place::Fine;
@@ -117,8 +117,8 @@ impl Judge<'_, '_> {
         place
     }
 
-    /// Whether entries look like those of a table whose grains are gone, as those of a truncated file do: grains at equal
-    /// distances, or in the order of the file, and not all the same.
+    /// Whether entries look like those of a table whose grains are gone, as those of a truncated file do: grains at
+    /// equal distances, or in the order of the file, and not all the same.
     fn regular(&self, bytes: &[u8]) -> bool {
         let count = usize::try_from(self.geo.gtes).unwrap_or(0);
         let mut places = (0..count).filter_map(|index| match self.geo.entry(bytes, index) {
@@ -183,8 +183,8 @@ impl Judge<'_, '_> {
         }
     }
 
-    /// Calls `each` with guest offset and place of every grain that begins inside the file, flawed or not: who points at a
-    /// place refers to it.
+    /// Calls `each` with guest offset and place of every grain that begins inside the file, flawed or not: who points
+    /// at a place refers to it.
     pub(super) fn grains(
         &self,
         table: &Table<'_>,

@@ -1,5 +1,5 @@
-//! The walk over grain directory and grain tables: in large sorted reads, a slice of the directory at a time, so that memory
-//! does not grow with the disk. Every pass of the analysis is such a walk with another visitor.
+//! The walk over grain directory and grain tables: in large sorted reads, a slice of the directory at a time, so that
+//! memory does not grow with the disk. Every pass of the analysis is such a walk with another visitor.
 
 use std::ops::Range;
 
@@ -265,8 +265,8 @@ fn contents(
     Ok(())
 }
 
-/// Reads pieces of `len` bytes from sorted places into their slots, neighbours together. Also the slots that could not be
-/// read wholly.
+/// Reads pieces of `len` bytes from sorted places into their slots, neighbours together. Also the slots that could not
+/// be read wholly.
 fn gather(cx: &mut Context<'_>, places: &[(u64, usize)], len: u64, first: bool, what: &str) -> (Vec<u8>, Vec<usize>) {
     let step = usize::try_from(len).unwrap_or(0);
     let slots = places.iter().map(|(_, slot)| slot.saturating_add(1)).max().unwrap_or(0);

@@ -197,7 +197,8 @@ pub fn all_raised(prefix: &str, raised: &BTreeSet<&'static str>) {
     assert!(silent.is_empty(), "codes that no case raises: {silent:?}");
 }
 
-/// A sample image of the folder named by BLKPROOF_SAMPLE_IMAGES, unpacked; `None`, with a line that says so, without it.
+/// A sample image of the folder named by BLKPROOF_SAMPLE_IMAGES, unpacked; `None`, with a line that says so, without
+/// it.
 pub fn sample(name: &str) -> Option<Vec<u8>> {
     let Some(folder) = std::env::var_os("BLKPROOF_SAMPLE_IMAGES") else {
         println!("skipped: BLKPROOF_SAMPLE_IMAGES does not name the folder of sample images");

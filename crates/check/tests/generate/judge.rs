@@ -1,4 +1,5 @@
-//! What holds of every report, whatever the image: the entry point of the fuzz targets, and of the tests over generated images.
+//! What holds of every report, whatever the image: the entry point of the fuzz targets, and of the tests over generated
+//! images.
 
 use blkproof_check::code::Severity;
 use blkproof_check::map::GuestState;

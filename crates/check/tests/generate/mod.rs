@@ -1,7 +1,8 @@
-//! Images out of a seed: valid ones of our own making and of qemu-img's, and what an attacker or a bad disk makes of them.
+//! Images out of a seed: valid ones of our own making and of qemu-img's, and what an attacker or a bad disk makes of
+//! them.
 //!
-//! A [`Base`] is an image and the places of its fields; [`mutate`] changes it. A failing case prints its seed, and is written
-//! to the folder named by `BLKPROOF_KEEP`.
+//! A [`Base`] is an image and the places of its fields; [`mutate`] changes it. A failing case prints its seed, and is
+//! written to the folder named by `BLKPROOF_KEEP`.
 
 #![allow(dead_code, unreachable_pub, clippy::cast_possible_truncation, clippy::unwrap_used, clippy::panic)]
 

@@ -1,4 +1,5 @@
-//! What goes wrong with an image: fields set to what breaks parsers, counts off by one, blocks in the wrong place, a cut.
+//! What goes wrong with an image: fields set to what breaks parsers, counts off by one, blocks in the wrong place, a
+//! cut.
 
 use super::dice::Dice;
 use super::sparse::Sparse;

@@ -1,7 +1,7 @@
 //! A qcow2 writer of its own: small, slow, and by the book (qcow2 spec), over everything the format can be.
 //!
-//! The image is planned first (what there is), then laid out (where it is, in any order, with holes between), then counted
-//! (by walking every layer, as the specification counts), then written.
+//! The image is planned first (what there is), then laid out (where it is, in any order, with holes between), then
+//! counted (by walking every layer, as the specification counts), then written.
 
 use std::io::Write as _;
 

@@ -1,5 +1,5 @@
-//! An image of any length that costs only the sectors it holds, and its form as one small file (of a corpus, or out of a
-//! fuzzer).
+//! An image of any length that costs only the sectors it holds, and its form as one small file (of a corpus, or out of
+//! a fuzzer).
 //!
 //! The form, little endian: the image's length in bytes (u64), a byte of which bit 0 asks for checksums to be set right
 //! ([`super::seal`]); then records: the sector they begin at (u32), their length (u16), their bytes. Later records win.

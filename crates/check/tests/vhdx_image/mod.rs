@@ -1,4 +1,5 @@
-//! VHDX images as sparse files: made by QEMU, copied for each case, and changed in place with checksums set right again.
+//! VHDX images as sparse files: made by QEMU, copied for each case, and changed in place with checksums set right
+//! again.
 
 #![allow(dead_code, unreachable_pub)]
 

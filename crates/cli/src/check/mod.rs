@@ -30,16 +30,18 @@ use watcher::{Stop, Watcher};
 /// Read images and say what is wrong with them, why, and what to do; never writes to them
 ///
 /// Checks every header, table and pointer of qcow2, VDI, VMDK, VHD, VHDX, Parallels and QED images. The verdict comes
-/// first, then the causes, the findings, what of the guest's disk is lost, what was not checked, and the next safe step.
+/// first, then the causes, the findings, what of the guest's disk is lost, what was not checked, and the next safe
+/// step.
 ///
-/// The exit status is that of `qemu-img check`: 0 healthy, 2 damaged, 3 leaks only, 1 could not be decided (or opened), 63
-/// a format that can not be checked. A qcow2 image that was not closed (dirty bit) differs: counts that are too low, which
-/// `qemu-img check` calls errors (2), are rebuilt when it is next opened and are no damage: 0, or 3 with leaks. Of several images the worst counts: damaged, undecided, leaks, not checked, healthy.
+/// The exit status is that of `qemu-img check`: 0 healthy, 2 damaged, 3 leaks only, 1 could not be decided (or opened),
+/// 63 a format that can not be checked. A qcow2 image that was not closed (dirty bit) differs: counts that are too low,
+/// which `qemu-img check` calls errors (2), are rebuilt when it is next opened and are no damage: 0, or 3 with leaks.
+/// Of several images the worst counts: damaged, undecided, leaks, not checked, healthy.
 ///
 /// With a preset or letters (-s -q -b -v -x -d -l -e) the output is qcheck's: sections of the streams chosen. f fatal
-/// errors, w other errors, s summaries, e start-up line, h headings, i information, p problems, c passed tests, d debugging,
-/// H header, L L1 table, l L2 tables, R refcount table, 2 1 0 refcounts of two and more, one, nought, M metadata, D data, V
-/// vacant, F leaked, A allocated, U unallocated ranges, E the whole file.
+/// errors, w other errors, s summaries, e start-up line, h headings, i information, p problems, c passed tests, d
+/// debugging, H header, L L1 table, l L2 tables, R refcount table, 2 1 0 refcounts of two and more, one, nought, M
+/// metadata, D data, V vacant, F leaked, A allocated, U unallocated ranges, E the whole file.
 ///
 /// Example: `blkproof check disk.qcow2`
 #[derive(clap::Args)]
@@ -90,8 +92,8 @@ pub(crate) struct Args {
 
     /// Write all metadata of the image, and no guest data, into a new sparse file on which check says the same
     ///
-    /// Data clusters are never in it. Where a guest's data has overwritten a table, words that could be pointers stay, since
-    /// the answer depends on them, and text is blanked: look at such a file before you hand it on.
+    /// Data clusters are never in it. Where a guest's data has overwritten a table, words that could be pointers stay,
+    /// since the answer depends on them, and text is blanked: look at such a file before you hand it on.
     #[arg(long, value_name = "FILE")]
     metadump: Option<PathBuf>,
 
@@ -277,8 +279,8 @@ impl Run {
         worst
     }
 
-    /// Checks one image, and prints what a person reads of it. `None` for a file that an image names and that has nothing
-    /// to check.
+    /// Checks one image, and prints what a person reads of it. `None` for a file that an image names and that has
+    /// nothing to check.
     fn one(&self, job: &Job, said: usize) -> Result<Option<Report>, Failed> {
         let image = FileSource::open(&job.path)?;
         if job.named_by.is_some() && job.format == Some(ImageFormat::Raw) {

@@ -22,8 +22,8 @@ impl Seen {
 }
 
 /// The files an image names. Names are paths, relative to the image's folder; those that are something else (`json:`,
-/// `nbd://…`) are told, not followed; of an untrusted image also those that leave its folder. Extents are parts of the image:
-/// its own check has opened them.
+/// `nbd://…`) are told, not followed; of an untrusted image also those that leave its folder. Extents are parts of the
+/// image: its own check has opened them.
 pub(super) fn jobs(image: &Path, report: &Report, untrusted: bool) -> Vec<Job> {
     let folder = image.parent().unwrap_or(Path::new(""));
     let mut jobs = Vec::new();

@@ -135,7 +135,8 @@ impl Watch for Watcher<'_> {
         if let Some(printer) = &self.printer {
             return printer.progress(progress);
         }
-        // Each change draws: what stays the same is not set again. Threads may overtake each other, the bar only goes on.
+        // Each change draws: what stays the same is not set again. Threads may overtake each other, the bar only goes
+        // on.
         let total = progress.total.max(progress.done);
         if self.bar.length() != Some(total) {
             self.bar.set_length(total);

@@ -79,7 +79,8 @@ async fn work(console: Rc<Console>, options: Options) -> bool {
         let console = Rc::clone(&console);
         move || console.flush()
     });
-    // QEMU's blkverify says one line and ends the program; ours tells the story and goes on, unless the graph says exit.
+    // QEMU's blkverify says one line and ends the program; ours tells the story and goes on, unless the graph says
+    // exit.
     let registry = if console.as_qemu_io {
         registry_with(&mismatches.clone().in_qemu_words(), OnMismatch::Exit)
     } else {

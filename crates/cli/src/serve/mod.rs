@@ -23,8 +23,8 @@ use listen::{Address, Listener};
 /// Serve block graphs over NBD
 ///
 /// Prints the URI to use, one line for each export, and serves until SIGINT or SIGTERM; what is in flight then is
-/// answered first. A graph may be any node, such as `blkverify:reference.raw:disk.qcow2`. Ends with status 1 if a mirror
-/// in the graph found a mismatch.
+/// answered first. A graph may be any node, such as `blkverify:reference.raw:disk.qcow2`. Ends with status 1 if a
+/// mirror in the graph found a mismatch.
 ///
 /// Example: `blkproof serve --unix /tmp/nbd.sock blkverify:reference.raw:disk.qcow2`
 #[derive(clap::Args)]

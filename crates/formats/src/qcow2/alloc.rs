@@ -2,8 +2,8 @@
 //!
 //! A cluster is given out by raising its count in memory, inside one step without an await, so nobody else can get it.
 //! The [`Reservation`] that results gives it back unless it is kept: that is what happens to the clusters of a write
-//! that failed or was dropped. What is given back, or no longer referred to, waits in the list of freed clusters for the
-//! next commit (rule 4 of the [module](super)).
+//! that failed or was dropped. What is given back, or no longer referred to, waits in the list of freed clusters for
+//! the next commit (rule 4 of the [module](super)).
 
 use std::rc::Rc;
 
@@ -154,7 +154,8 @@ impl<D: BlockDevice> Qcow2<D> {
                 None => at = ((at >> bits) << bits) + end as u64,
             }
         }
-        // The blocks are looked up again one by one. Nobody else allocates while we hold the lock, so the run stays free.
+        // The blocks are looked up again one by one. Nobody else allocates while we hold the lock, so the run stays
+        // free.
         let fresh = self.is_untouched(start << self.geometry.cluster_bits);
         let mut reserved = Reservation { qcow2: self, start, count: 0, kept: false, fresh };
         while reserved.count < count {

@@ -5,9 +5,9 @@
 //! [`Writeback`] carries a copy of the dirty sectors to the disk: if it is dropped before it is done, for whatever
 //! reason, they are dirty again.
 //!
-//! A [`TableCache`] holds at most `limit` tables. What is dirty, or in use by a request, stays; a request that needs room
-//! and finds only dirty tables has them committed first. Requests in flight can push the number above the limit by as
-//! many tables as they hold.
+//! A [`TableCache`] holds at most `limit` tables. What is dirty, or in use by a request, stays; a request that needs
+//! room and finds only dirty tables has them committed first. Requests in flight can push the number above the limit by
+//! as many tables as they hold.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -74,8 +74,8 @@ impl<D: BlockDevice> Qcow2<D> {
         Ok(())
     }
 
-    /// Reads guest bytes of one cluster; those past the end of the disk are zeroes, whatever lies there. In the VM state
-    /// that end has no meaning, and no cluster holds bytes of both.
+    /// Reads guest bytes of one cluster; those past the end of the disk are zeroes, whatever lies there. In the VM
+    /// state that end has no meaning, and no cluster holds bytes of both.
     async fn read_inside(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         let end = if at < self.vm_state_start() { self.size.get() } else { u64::MAX };
         let inside = index(end.saturating_sub(at)).min(buf.len());

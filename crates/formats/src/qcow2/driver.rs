@@ -14,8 +14,8 @@ use super::{OpenOptions, Qcow2};
 ///
 /// Options: `file` (the image), `backing` (a child, or `none`), `data-file` (a child), `lazy-refcounts`,
 /// `l2-cache-size`, `refcount-cache-size`, `cache-size`, `pass-discard-request`, `pass-discard-other`,
-/// `pass-discard-snapshot` (nothing here deletes snapshots); `l2-cache-entry-size` and `cache-clean-interval` are checked
-/// and have no effect.
+/// `pass-discard-snapshot` (nothing here deletes snapshots); `l2-cache-entry-size` and `cache-clean-interval` are
+/// checked and have no effect.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Qcow2Driver;
 

@@ -26,14 +26,15 @@
 //!    reach the disk in any later commit; until then they are leaks on disk.
 //!
 //! Everything else is a consequence. A write in place, to a cluster of which the L2 entry is durable or not, changes
-//! only guest bytes, or bytes that no durable entry exposes. A failed or dropped commit leaves its sectors dirty and its
-//! list of freed clusters as it was. With lazy refcounts rule 1 is replaced: before the first reference is
+//! only guest bytes, or bytes that no durable entry exposes. A failed or dropped commit leaves its sectors dirty and
+//! its list of freed clusters as it was. With lazy refcounts rule 1 is replaced: before the first reference is
 //! written, the dirty bit is durable in the header, and whoever opens the image rebuilds the counts (`dirty`).
 //!
-//! The VM state lies behind the disk in the same map (`vm_state`), and is written by the same steps: count, data, entry.
-//! All four rules hold for it word by word. A write that needs a longer L1 table grows it first, under rules 1 and 3, with
-//! every other request locked out; a cut in between leaves a table with entries that map nothing. Bytes around a write are
-//! copied from the VM state itself, which a snapshot may share, where those of the disk's last cluster become zeroes.
+//! The VM state lies behind the disk in the same map (`vm_state`), and is written by the same steps: count, data,
+//! entry. All four rules hold for it word by word. A write that needs a longer L1 table grows it first, under rules 1
+//! and 3, with every other request locked out; a cut in between leaves a table with entries that map nothing. Bytes
+//! around a write are copied from the VM state itself, which a snapshot may share, where those of the disk's last
+//! cluster become zeroes.
 //!
 //! # Cancelling
 //! Every write sent to a child is accompanied by a guard that counts it as *dropped* if its future does not complete.
@@ -227,8 +228,8 @@ impl Drop for InFlight<'_> {
 impl<D: BlockDevice> Qcow2<D> {
     /// Opens the image that `file` holds.
     ///
-    /// A writable open clears autoclear bits that this driver does not keep, and rebuilds the refcounts of an image whose
-    /// dirty bit is set. A read-only open writes nothing.
+    /// A writable open clears autoclear bits that this driver does not keep, and rebuilds the refcounts of an image
+    /// whose dirty bit is set. A read-only open writes nothing.
     ///
     /// # Errors
     /// [`OpenError::Image`] says what is wrong with the image, [`OpenError::Usage`] what is missing.

@@ -5,9 +5,9 @@
 //! first, then what lies behind the new end is given back. A power cut leaves the old size or the new one, and whatever
 //! stays in the map behind the end is dealt with by the next growth.
 //!
-//! The VM state (`vm_state`) survives a growth that leaves it where it is. Every other resize gives it up: a growth before it
-//! moves the end, so that a cut may leave the old size without it; a shrinking one after, so that a cut may leave there
-//! what the disk held. Neither is ever reached by a request to the disk.
+//! The VM state (`vm_state`) survives a growth that leaves it where it is. Every other resize gives it up: a growth
+//! before it moves the end, so that a cut may leave the old size without it; a shrinking one after, so that a cut may
+//! leave there what the disk held. Neither is ever reached by a request to the disk.
 
 use blkproof_block::{BlockDevice, ByteRange, Errno, Event, IoError, Preallocation, Result, ZeroFlags};
 
@@ -82,7 +82,8 @@ impl<D: BlockDevice> Qcow2<D> {
         Ok(())
     }
 
-    /// Makes everything between the old end and the new one read as zeroes, and unmaps what lies between that and `stop`.
+    /// Makes everything between the old end and the new one read as zeroes, and unmaps what lies between that and
+    /// `stop`.
     async fn clear_behind(&self, old: u64, new: u64, stop: u64) -> Result<()> {
         // The rest of the last cluster holds whatever was there when the disk was larger, or written with it.
         let edge = self.geometry.round_up(old).unwrap_or(new).min(new);

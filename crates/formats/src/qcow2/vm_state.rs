@@ -1,15 +1,15 @@
 //! The VM state: guest offsets behind the disk, from the first one that the disk's last L1 entry does not describe.
 //!
-//! Nothing on disk says where it begins or how long it is: the beginning follows from the size of the disk, the length is
-//! written in a snapshot when one is made (specification, "Snapshots"). So it lives in clusters and tables like any
-//! others, which the snapshot that is made next shares. L1 and L2 tables of the disk and of the VM state have no entry in
-//! common, and no cluster of one is ever a neighbour of the other.
+//! Nothing on disk says where it begins or how long it is: the beginning follows from the size of the disk, the length
+//! is written in a snapshot when one is made (specification, "Snapshots"). So it lives in clusters and tables like any
+//! others, which the snapshot that is made next shares. L1 and L2 tables of the disk and of the VM state have no entry
+//! in common, and no cluster of one is ever a neighbour of the other.
 //!
 //! # Differences from the disk
 //! - It has no end but that of the L1 table, which grows when a write needs it. Behind the table, zeroes are read.
 //! - It has no backing file. What the one of the disk may have at these offsets belongs to a larger disk.
-//! - Its beginning moves when a resize crosses an L1 entry. What was written before has no meaning there, so such a resize
-//!   gives it up, and so does every shrinking one, as in QEMU.
+//! - Its beginning moves when a resize crosses an L1 entry. What was written before has no meaning there, so such a
+//!   resize gives it up, and so does every shrinking one, as in QEMU.
 
 use blkproof_block::{BlockDevice, ByteRange, Errno, IoError, Result};
 
@@ -96,8 +96,8 @@ impl<D: BlockDevice> Qcow2<D> {
         if needed <= entries {
             return Ok(());
         }
-        // Half as much again: a VM state is written from its beginning to its end, and with small clusters each L1 entry
-        // is no more than a few of those writes.
+        // Half as much again: a VM state is written from its beginning to its end, and with small clusters each L1
+        // entry is no more than a few of those writes.
         let ample = entries.saturating_add(entries / 2).min(L1_BYTES_MAX / 8);
         self.grow_l1(needed.max(ample)).await
     }

@@ -132,8 +132,8 @@ impl<D: BlockDevice> Qcow2<D> {
         while at < end {
             let stop = self.upto(at, end).min(at + zeroes.len() as u64);
             let table = self.l2_table(self.l1_slot(at)).await?;
-            // Zero in the map because nothing lies below, and never will: a backing file that ends before this may grow,
-            // or was not given to us.
+            // Zero in the map because nothing lies below, and never will: a backing file that ends before this may
+            // grow, or was not given to us.
             let sure = !self.has_backing();
             if !(sure && self.is_zero_by_map(table.as_deref(), at, stop)) {
                 drop(table);

@@ -76,8 +76,8 @@ impl CreateOptions {
     }
 }
 
-/// Makes a VDI image of `file`, which becomes as long as the image needs and holds nothing else afterwards. What it held
-/// before is lost.
+/// Makes a VDI image of `file`, which becomes as long as the image needs and holds nothing else afterwards. What it
+/// held before is lost.
 ///
 /// # Errors
 /// [`OpenError::Usage`] for a size or block size that can not be had; [`OpenError::Io`] if writing fails.

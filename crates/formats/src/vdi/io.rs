@@ -198,8 +198,8 @@ impl<D: BlockDevice> Vdi<D> {
         if needs_commit { self.commit(false).await } else { Ok(()) }
     }
 
-    /// Whether the disk durably holds all it takes to find a guest range: every entry, and a header that counts them. After
-    /// a resize that failed, the header on disk may be one that does not.
+    /// Whether the disk durably holds all it takes to find a guest range: every entry, and a header that counts them.
+    /// After a resize that failed, the header on disk may be one that does not.
     fn is_durable(&self, at: u64, len: u64) -> bool {
         if self.is_header_unsure() {
             return false;
@@ -210,7 +210,8 @@ impl<D: BlockDevice> Vdi<D> {
         (first.0..=last.0).all(|block| map.is_durable(GuestBlock(block)))
     }
 
-    /// Writes the part of `data` that lies in the block of `at`, which was unallocated a moment ago; returns its length.
+    /// Writes the part of `data` that lies in the block of `at`, which was unallocated a moment ago; returns its
+    /// length.
     async fn write_unallocated(&self, at: u64, data: &[u8]) -> Result<u64> {
         let range = self.block_range(at);
         let len = range.end.saturating_sub(at).min(data.len() as u64);
@@ -334,8 +335,8 @@ impl<D: BlockDevice> Vdi<D> {
         while done < len {
             let here = at.saturating_add(done);
             let (piece, _guard) = self.locked(here, len.saturating_sub(done)).await?;
-            // An unallocated block reads as zeroes, on disk as well: there is nothing to do, nor to make durable, unless the
-            // disk holds a header of another size.
+            // An unallocated block reads as zeroes, on disk as well: there is nothing to do, nor to make durable,
+            // unless the disk holds a header of another size.
             needs_commit |= flags.contains(ZeroFlags::FUA) && self.is_header_unsure();
             if let Some(place) = piece.place {
                 if flags.contains(ZeroFlags::NO_FALLBACK) && !capabilities.contains(Capabilities::FAST_ZERO) {

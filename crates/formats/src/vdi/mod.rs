@@ -14,8 +14,8 @@
 //!    cancelled or half-done allocation never leaves a block that memory believes in. The rest of the block reads as
 //!    zeroes by then: fresh space behind the end of the file does so by itself, anything else is zeroed first.
 //! 2. **Data before the entry, on disk.** `commit` copies the dirty sectors of the map *at one moment*, then flushes
-//!    the file, then writes the copies, then flushes again. The first flush makes the data of every copied entry durable,
-//!    as rule 1 says it had been written.
+//!    the file, then writes the copies, then flushes again. The first flush makes the data of every copied entry
+//!    durable, as rule 1 says it had been written.
 //! 3. **The count before the entry.** `blocks_allocated` is where QEMU puts the next block. It is raised, and the first
 //!    flush of rule 2 makes that durable, before an entry at or above the old value is written. It is lowered only when
 //!    all entries are durable. So after a cut it may be too high (a leak), never too low.

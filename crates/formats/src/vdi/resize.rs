@@ -10,8 +10,8 @@
 //! 2. A whole new map is written into that space, with every index less by `k`, and flushed.
 //! 3. The header, one sector, switches to the new map, to data that begins `k` blocks later, and to the new size.
 //!
-//! Before step 3 is durable the disk holds the old image, afterwards the new one, and guest data is at the same place in
-//! both. If step 3 fails, nobody knows which of the two it is: the indices below `k` stay retired until a commit has
+//! Before step 3 is durable the disk holds the old image, afterwards the new one, and guest data is at the same place
+//! in both. If step 3 fails, nobody knows which of the two it is: the indices below `k` stay retired until a commit has
 //! rewritten the header.
 //!
 //! # Shrinking
@@ -24,11 +24,11 @@
 //! zeroes what is mapped behind the old end.
 //!
 //! # Indices after a power cut
-//! QEMU's check calls an index at or above `blocks_in_image` too large (reading does not mind; opening for writing takes
-//! such indices as they are, and close moves their blocks down). The orders above never leave one on disk, with one
-//! exception: a full image whose map has no room for even `k` more entries, cut between the commit of step 1 and the
-//! header of step 3 of a moving grow. There are then `k` blocks more in use than entries, so no numbering could avoid
-//! it; a second copy of the map would, at the end of the file, where other programs do not expect one.
+//! QEMU's check calls an index at or above `blocks_in_image` too large (reading does not mind; opening for writing
+//! takes such indices as they are, and close moves their blocks down). The orders above never leave one on disk, with
+//! one exception: a full image whose map has no room for even `k` more entries, cut between the commit of step 1 and
+//! the header of step 3 of a moving grow. There are then `k` blocks more in use than entries, so no numbering could
+//! avoid it; a second copy of the map would, at the end of the file, where other programs do not expect one.
 
 use blkproof_block::{BlockDevice, ByteRange, Errno, Event, IoError, Preallocation, Result, WriteFlags, ZeroFlags};
 
@@ -103,8 +103,8 @@ impl<D: BlockDevice> Vdi<D> {
         Ok(())
     }
 
-    /// Makes what lies behind the end of the disk zero up to `size`, in blocks that are mapped: another program may have
-    /// left anything there, a shrink leaves what was cut off.
+    /// Makes what lies behind the end of the disk zero up to `size`, in blocks that are mapped: another program may
+    /// have left anything there, a shrink leaves what was cut off.
     async fn zero_behind_end(&self, layout: &Layout, size: u64) -> Result<()> {
         let mut at = layout.size;
         let end = layout.block_size.saturating_mul(layout.blocks.into()).min(size.next_multiple_of(layout.block_size));
@@ -290,8 +290,8 @@ impl<D: BlockDevice> Vdi<D> {
         Ok(())
     }
 
-    /// Moves the last blocks into gaps until indices are dense, and lowers the count to what is mapped. The caller holds
-    /// every lock.
+    /// Moves the last blocks into gaps until indices are dense, and lowers the count to what is mapped. The caller
+    /// holds every lock.
     async fn close_gaps(&self) -> Result<()> {
         if self.allocator.has_retired() {
             self.commit(false).await?;

@@ -1,8 +1,8 @@
 //! The client's side of negotiation.
 //!
 //! It asks, in this order, for extended headers, else structured replies, then `base:allocation`, then the export with
-//! its size constraints, and takes what it gets. Servers without `NBD_OPT_GO`, and such as are not even fixed newstyle, are
-//! asked by `NBD_OPT_EXPORT_NAME`.
+//! its size constraints, and takes what it gets. Servers without `NBD_OPT_GO`, and such as are not even fixed newstyle,
+//! are asked by `NBD_OPT_EXPORT_NAME`.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use zerocopy::{FromBytes, IntoBytes};

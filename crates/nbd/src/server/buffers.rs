@@ -20,7 +20,8 @@ pub(super) const FAST_READ: usize = 256 << 10;
 /// Size of a buffer begun behind a reply that brought its own: what follows is most often small, and with a whole
 /// [`PIECE`] for each such pair, replies that nobody takes would hold far more memory than bytes.
 const SMALL_PIECE: usize = 4 << 10;
-/// Replies up to this size are copied into shared buffers, not sent from their own: it bounds how many pieces there are.
+/// Replies up to this size are copied into shared buffers, not sent from their own: it bounds how many pieces there
+/// are.
 pub(super) const COPY_MAX: usize = SMALL_PIECE;
 /// Replies are not composed any more once this many bytes wait for the peer.
 const HIGH_WATER: usize = 1 << 20;

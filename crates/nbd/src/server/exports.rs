@@ -61,8 +61,8 @@ impl Export {
         self
     }
 
-    /// Holds clients that ask for size constraints to multiples of `minimum` bytes. The last piece of a device whose size
-    /// is no multiple is then out of their reach.
+    /// Holds clients that ask for size constraints to multiples of `minimum` bytes. The last piece of a device whose
+    /// size is no multiple is then out of their reach.
     ///
     /// # Errors
     /// [`ExportError::BlockSize`].

@@ -1,8 +1,8 @@
 //! The transmission phase of one connection.
 //!
 //! One poll takes everything that is there: finished requests, as many new ones as the receive buffer holds, one write
-//! for each [`SEND_AT`] bytes of replies composed, one read. A read the device can answer at once goes straight into the
-//! send buffer; what has to wait becomes a future among the connection's own.
+//! for each [`SEND_AT`] bytes of replies composed, one read. A read the device can answer at once goes straight into
+//! the send buffer; what has to wait becomes a future among the connection's own.
 //!
 //! Invariants:
 //! - A reply is composed after its request is carried out, so no success is ever announced and then taken back.
@@ -32,15 +32,17 @@ use crate::wire::{CommandFlags, Fields, MAX_PAYLOAD, ProtocolError, Transmission
 /// Rounds of one poll before other connections get their turn.
 const ROUNDS: u32 = 8;
 /// Bytes of work one poll begins before other connections get their turn; a request without data counts as
-/// [`REQUEST_WORK`]. Rounds do not bound it: a receive buffer holds 9000 requests, and a hole answers 256 KiB by 32 bytes.
+/// [`REQUEST_WORK`]. Rounds do not bound it: a receive buffer holds 9000 requests, and a hole answers 256 KiB by 32
+/// bytes.
 const WORK: u64 = 4 << 20;
 const REQUEST_WORK: u64 = 1 << 10;
 /// Holes are told apart from data in pieces of this size, in reads of at least [`SPARSE_READ`] bytes.
 const HOLE_GRAIN: usize = 64 << 10;
 const SPARSE_READ: usize = 2 * HOLE_GRAIN;
-/// Replies are sent once this many bytes of them are there, though more requests could still be answered: the peer works on
-/// the first ones meanwhile. With one send for all of them, server and client would wait for each other in turns (a fifth to
-/// two thirds more small reads a second, on two processors). Much smaller, and the sends themselves cost what is gained.
+/// Replies are sent once this many bytes of them are there, though more requests could still be answered: the peer
+/// works on the first ones meanwhile. With one send for all of them, server and client would wait for each other in
+/// turns (a fifth to two thirds more small reads a second, on two processors). Much smaller, and the sends themselves
+/// cost what is gained.
 const SEND_AT: usize = 32 << 10;
 /// A payload that is too long is read and forgotten up to this size; a longer one ends the connection.
 const SKIP_MAX: u64 = 2 * MAX_PAYLOAD as u64;

@@ -2,8 +2,8 @@
 //!
 //! The classic curve needs a square whose side is a power of two, and would leave up to three quarters of it empty. The
 //! generalised curve (after an idea of Jakub Červený, "Generalized Hilbert curve for rectangular domains") halves any
-//! rectangle again and again, so the picture is always about a square and always about full. With even sides each step goes to
-//! a direct neighbour, never diagonally.
+//! rectangle again and again, so the picture is always about a square and always about full. With even sides each step
+//! goes to a direct neighbour, never diagonally.
 
 /// A place: column and row.
 pub(crate) type Place = (u32, u32);

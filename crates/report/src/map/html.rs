@@ -1,8 +1,9 @@
 //! The maps as one page that needs nothing else: no network, no font, no library.
 //!
-//! Head, legends and findings are plain markup and readable without a script. The script draws both maps on canvases from
-//! compact strings (runs of equal cells; numbers in base 36, in units) and links findings and cells both ways. A policy in the
-//! head forbids the page to load anything. Text from an image reaches the page escaped, and the script only as text nodes.
+//! Head, legends and findings are plain markup and readable without a script. The script draws both maps on canvases
+//! from compact strings (runs of equal cells; numbers in base 36, in units) and links findings and cells both ways. A
+//! policy in the head forbids the page to load anything. Text from an image reaches the page escaped, and the script
+//! only as text nodes.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -37,8 +38,8 @@ const CAUSES_MAX: usize = 50;
 
 /// Both maps, legend, causes and findings as one HTML page; it opens from a file, offline.
 ///
-/// About 60 KiB for a sound image of [`CELLS`](super::CELLS) cells, below 2 MiB for the worst of a thousand findings. The part
-/// of its address behind `#` chooses what is shown: `finding=3`, `cause=A`, `host=17`, `guest=17` (cells),
+/// About 60 KiB for a sound image of [`CELLS`](super::CELLS) cells, below 2 MiB for the worst of a thousand findings.
+/// The part of its address behind `#` chooses what is shown: `finding=3`, `cause=A`, `host=17`, `guest=17` (cells),
 /// `scheme=dark|light`.
 #[must_use]
 pub fn html(report: &Report) -> String {
@@ -528,8 +529,8 @@ fn folded(moves: &str) -> String {
     out
 }
 
-/// Metadata cell by cell: `cell:kind.index.count.start.len,…;rest` with all numbers in base 36. Of cells with very much of it
-/// only the first stretches are told; `rest` is how many are not.
+/// Metadata cell by cell: `cell:kind.index.count.start.len,…;rest` with all numbers in base 36. Of cells with very much
+/// of it only the first stretches are told; `rest` is how many are not.
 fn claims_text(panel: &Panel, stretches: &[Stretch]) -> String {
     let mut per_cell: Vec<Vec<usize>> = vec![Vec::new(); panel.cells.len()];
     let mut counts = vec![0usize; panel.cells.len()];

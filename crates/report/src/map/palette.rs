@@ -1,8 +1,8 @@
-//! What each kind of byte looks like: colours for light and dark, a colour of the terminal, and the rules of what counts as
-//! used.
+//! What each kind of byte looks like: colours for light and dark, a colour of the terminal, and the rules of what
+//! counts as used.
 //!
-//! Families share a hue: guest data is blue, what maps it green, reference counts orange, snapshots violet, bitmaps brown.
-//! Red is for conflict and damage alone.
+//! Families share a hue: guest data is blue, what maps it green, reference counts orange, snapshots violet, bitmaps
+//! brown. Red is for conflict and damage alone.
 
 use blkproof_check::map::{Class, GuestState};
 

@@ -1,4 +1,5 @@
-//! The model behind all pictures: two maps in cells, what is marked in them, and the places causes and findings point to.
+//! The model behind all pictures: two maps in cells, what is marked in them, and the places causes and findings point
+//! to.
 
 use std::ops::Range;
 

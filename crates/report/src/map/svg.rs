@@ -1,7 +1,8 @@
 //! The maps as one SVG that stands alone: no script, no font, no reference to anything outside.
 //!
-//! A run of equal cells along the curve is one thick line with one title, so the file is small however long the run. A map
-//! with more runs than [`RUNS_MAX`] is drawn in cells twice as long, and again, until it fits; the legend stays exact.
+//! A run of equal cells along the curve is one thick line with one title, so the file is small however long the run. A
+//! map with more runs than [`RUNS_MAX`] is drawn in cells twice as long, and again, until it fits; the legend stays
+//! exact.
 
 use std::fmt::Write as _;
 use std::ops::Range;

@@ -1,6 +1,7 @@
 //! The maps in letters, for a terminal: rows in the order of the file, the legend under them.
 //!
-//! Colour only repeats what the letters say. Whether to use it is the caller's to decide (`NO_COLOR`, a terminal or not).
+//! Colour only repeats what the letters say. Whether to use it is the caller's to decide (`NO_COLOR`, a terminal or
+//! not).
 
 use std::fmt::Write as _;
 
@@ -17,9 +18,9 @@ const FINDINGS_MAX: usize = 12;
 
 /// Both maps with legend and the first findings, in lines of at most `width` characters (at least 60, at most 240).
 ///
-/// Each character is one stretch of equal length: the letter of the largest owner, `.` for free, `!` where corruption was
-/// found, `*` where a leak or a warning was found outside leaked or unknown space. With `colour`, letters stand on the colour of their
-/// kind; the letters are the same.
+/// Each character is one stretch of equal length: the letter of the largest owner, `.` for free, `!` where corruption
+/// was found, `*` where a leak or a warning was found outside leaked or unknown space. With `colour`, letters stand on
+/// the colour of their kind; the letters are the same.
 #[must_use]
 pub fn term(report: &Report, width: usize, colour: bool) -> String {
     let picture = Picture::new(report);

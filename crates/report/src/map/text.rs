@@ -16,7 +16,8 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
     }
 }
 
-/// Text whose characters do nothing: controls, and those that reverse or hide what follows them, are written as `\u{…}`.
+/// Text whose characters do nothing: controls, and those that reverse or hide what follows them, are written as
+/// `\u{…}`.
 pub(crate) fn visible(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {

@@ -1,8 +1,8 @@
-//! The stretches of a file in order, kept until the analysis is over: in memory while there are few, in an unnamed temporary
-//! file once there are many. Seven dumps go over them, and the file may have as many as it has clusters.
+//! The stretches of a file in order, kept until the analysis is over: in memory while there are few, in an unnamed
+//! temporary file once there are many. Seven dumps go over them, and the file may have as many as it has clusters.
 //!
-//! A stretch begins where the one before it ended, so two bytes to eleven say it: its class, and its length in 7-bit groups,
-//! low ones first.
+//! A stretch begins where the one before it ended, so two bytes to eleven say it: its class, and its length in 7-bit
+//! groups, low ones first.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};

@@ -380,8 +380,8 @@ impl Backend {
         if inside > 0 && !self.punch(at, inside)? {
             return Ok(false);
         }
-        // Once punched the content is zero, so the request is done even where space can not be reserved: to refuse it now
-        // would break the word that a refused request changes nothing.
+        // Once punched the content is zero, so the request is done even where space can not be reserved: to refuse it
+        // now would break the word that a refused request changes nothing.
         if !self.allocate(at, len)? && (inside < len) {
             return Ok(false);
         }

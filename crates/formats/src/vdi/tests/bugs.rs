@@ -34,8 +34,8 @@ fn holds(image: &Vdi<TestDisk>, at: u64, byte: u8, len: usize) -> Result<(), Str
     }
 }
 
-/// V1, M1 (FVD's tool, 2011; in QEMU to this day): the map in memory is set before the data write. Write A fails, write B
-/// to the same block finds it mapped, succeeds, is flushed, and is gone after a reopen.
+/// V1, M1 (FVD's tool, 2011; in QEMU to this day): the map in memory is set before the data write. Write A fails, write
+/// B to the same block finds it mapped, succeeds, is flushed, and is gone after a reopen.
 #[test]
 fn v1_a_failed_allocation_does_not_swallow_the_next_write() {
     let sequence = |mutant| -> Result<(), String> {
@@ -71,9 +71,9 @@ fn v1b_a_flush_covers_entries_that_another_request_made() {
     }
 }
 
-/// V2: cancel or fail each sub-step of an allocating write in turn, then send another request. QEMU leaked buffers, left
-/// the map only in memory, or failed later requests. The sweep does this for every request; here it is by name of the
-/// step.
+/// V2: cancel or fail each sub-step of an allocating write in turn, then send another request. QEMU leaked buffers,
+/// left the map only in memory, or failed later requests. The sweep does this for every request; here it is by name of
+/// the step.
 #[test]
 fn v2_an_allocation_dropped_at_each_step_leaves_nothing_behind() {
     for event in [Event::VdiBlockAlloc, Event::VdiBlockWrite, Event::VdiHeaderUpdate, Event::VdiBmapUpdate] {

@@ -1,5 +1,5 @@
-//! Growing, with and without room for the map, shrinking, and closing gaps: with faults at every request, and power cuts
-//! at every point that matters.
+//! Growing, with and without room for the map, shrinking, and closing gaps: with faults at every request, and power
+//! cuts at every point that matters.
 
 use std::cell::{Cell, RefCell};
 use std::pin::pin;
@@ -153,8 +153,8 @@ fn fill_gaps(image: &Vdi<TestDisk>, block_size: u32, what: &str) -> Vec<u8> {
     now
 }
 
-/// A resize that fails or is dropped at request n, for nearly every n: content stays, the image takes writes everywhere, no
-/// power cut after those writes hurts what was there before, and after a close all is clean.
+/// A resize that fails or is dropped at request n, for nearly every n: content stays, the image takes writes
+/// everywhere, no power cut after those writes hurts what was there before, and after a close all is clean.
 #[test]
 fn a_resize_that_fails_or_is_dropped_keeps_every_byte() {
     fail_every_request(&table(), None);

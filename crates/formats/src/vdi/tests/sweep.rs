@@ -127,8 +127,8 @@ fn the_nth_request_fails() {
     }
 }
 
-/// V2, M9, M10: every sub-step of every request is the one at which its future is dropped; what was dropped lands at the
-/// next drain, or never.
+/// V2, M9, M10: every sub-step of every request is the one at which its future is dropped; what was dropped lands at
+/// the next drain, or never.
 #[test]
 fn the_nth_request_is_dropped() {
     for policy in [DrainPolicy::Land, DrainPolicy::Forget] {
