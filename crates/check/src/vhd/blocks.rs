@@ -19,9 +19,8 @@ const CHUNK: u64 = 1 << 20;
 /// A window of this many sectors is not divided any further.
 const WINDOW_MIN: u64 = 1 << 15;
 
-/// Sector bitmaps are listed as metadata of their own up to that many blocks: memory is not asked for a million of
-/// them.
-const BITMAPS_LISTED: u64 = 1 << 16;
+/// So many sector bitmaps are listed as metadata of their own: memory is not asked for a million of them.
+const BITMAPS_LISTED: usize = 1 << 16;
 
 /// The block table, with everything that gives its entries a meaning.
 pub(super) struct Table {
@@ -334,11 +333,9 @@ fn place(cx: &mut Context<'_>, table: &Table, end: Option<&Range<u64>>, fixed: &
     let mut claims: Vec<_> = fixed.iter().filter(|claim| claim.start < len).copied().collect();
     claims.sort_unstable();
     cx.map_host(table.block, claims);
-    if table.entries > BITMAPS_LISTED {
-        cx.not_checked("sector bitmaps are counted in the map, but too many to be listed one by one");
-    }
     let tail = end.map_or(len, |range| range.start);
     let flawed = table.flawed(cx);
+    let mut bitmaps = Bitmaps::default();
     let done = in_windows(len.div_ceil(512), |window| {
         let smallest = window.end.saturating_sub(window.start) <= WINDOW_MIN;
         let window = window.start.saturating_mul(512)..window.end.saturating_mul(512).min(len);
@@ -357,11 +354,13 @@ fn place(cx: &mut Context<'_>, table: &Table, end: Option<&Range<u64>>, fixed: &
             ));
         }
         sweep(cx, table, &window, &mut layout, Rest { whole, flawed, tail });
+        bitmaps.list(cx, &window, &layout);
         Ok(())
     });
     if let Some(map) = &mut cx.host {
         map.claims.sort_unstable();
     }
+    bitmaps.tell(cx);
     if done.is_err() {
         cx.could_not("who lies where in the file: not enough memory; allow more with --memory");
     }
@@ -468,11 +467,38 @@ fn sweep(cx: &mut Context<'_>, table: &Table, window: &Range<u64>, layout: &mut 
     if more > 0 {
         cx.find(Finding::new(codes::BAT_OVERLAP, format!("{more} more overlaps in {window:x?}")).count(more));
     }
-    if let Some(map) = &mut cx.host
-        && table.entries <= BITMAPS_LISTED
-    {
-        let bitmaps = layout.metadata().into_iter().filter(|claim| claim.class == Class::BitmapData);
-        map.claims.extend(bitmaps.filter(|claim| window.contains(&claim.start)));
+}
+
+/// How many sector bitmaps were listed, and how many there was no room for.
+#[derive(Default)]
+struct Bitmaps {
+    listed: usize,
+    left_out: u64,
+}
+
+impl Bitmaps {
+    /// Lists those that begin in the window.
+    fn list(&mut self, cx: &mut Context<'_>, window: &Range<u64>, layout: &Layout<'_>) {
+        let Some(map) = &mut cx.host else { return };
+        let ours = |claim: &Claim| claim.class == Class::BitmapData && window.contains(&claim.start);
+        for claim in layout.metadata().into_iter().filter(ours) {
+            if self.listed < BITMAPS_LISTED {
+                map.claims.push(claim);
+                self.listed = self.listed.saturating_add(1);
+            } else {
+                self.left_out = self.left_out.saturating_add(1);
+            }
+        }
+    }
+
+    fn tell(&self, cx: &mut Context<'_>) {
+        if self.left_out > 0 {
+            let all = self.left_out.saturating_add(self.listed as u64);
+            cx.not_checked(format!(
+                "{} of the {all} sector bitmaps are counted in the map, but not listed one by one: a metadump lacks them",
+                self.left_out
+            ));
+        }
     }
 }
 
