@@ -93,10 +93,13 @@ impl Faults {
     /// Removes a rule and its damage, and lets go whatever it holds; `false` if there is none of that id.
     pub fn remove(&self, id: &str) -> bool {
         self.parked.release(id, usize::MAX);
-        self.engine.borrow_mut().remove(id)
+        let removed = self.engine.borrow_mut().remove(id);
+        // Whoever waits for it to fire waits in vain.
+        self.has_fired.notify_waiters();
+        removed
     }
 
-    /// Replaces every rule, as when a rule file is read again. Counters and damage begin anew.
+    /// Replaces every rule, as when a rule file is read again. Counters and damage begin anew, and whatever is held goes on.
     ///
     /// # Errors
     /// If two rules have one id; nothing has changed then.
@@ -104,6 +107,10 @@ impl Faults {
         let engine = Engine::new(rules, self.now())?;
         self.versions.clear();
         *self.engine.borrow_mut() = engine;
+        for (tag, _) in self.parked.list() {
+            self.parked.release(&tag, usize::MAX);
+        }
+        self.has_fired.notify_waiters();
         Ok(())
     }
 
