@@ -16,9 +16,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use crate::choice::{Choices, hash};
 use super::disk::put;
 use super::log::{Log, Op, OpId, OpKind, Step};
+use crate::choice::{Choices, hash};
 use crate::nodes::memory::SparseBytes;
 use crate::units::ByteRange;
 

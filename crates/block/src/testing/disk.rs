@@ -15,8 +15,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use crate::choice::{Choices, hash};
 use super::log::{Entry, Log, Op, OpId, OpKind, Step};
+use crate::choice::{Choices, hash};
 use crate::device::{BlockDevice, Preallocation, WriteFlags, ZeroFlags, check_bounds};
 use crate::nodes::memory::SparseBytes;
 use crate::units::ByteRange;

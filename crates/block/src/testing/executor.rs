@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-use crate::choice::{Choices, hash};
 use super::disk::TestDisk;
+use crate::choice::{Choices, hash};
 
 /// Steps of one run after which it counts as a busy loop.
 const STEPS_MAX: u64 = 10_000_000;

@@ -30,13 +30,13 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 
-use crate::choice::{Choices, hash};
 use super::crash::{crash_states, interesting_points};
 use super::disk::{Action, DiscardEffect, DrainPolicy, TestDisk};
 use super::executor::{Executor, Stuck, TaskId};
 use super::log::{Log, Op, OpKind};
 use super::model::{ChangeId, Model};
 use super::stamp;
+use crate::choice::{Choices, hash};
 use crate::device::{BlockDevice, Preallocation, WriteFlags, ZeroFlags};
 use crate::nodes::memory::SparseBytes;
 use crate::units::ByteRange;
