@@ -1,0 +1,265 @@
+//! Commands about rules and what they hold.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use blkproof_block::ByteRange;
+use blkproof_fault::engine::RuleStatus;
+use blkproof_fault::filter::Faults;
+use blkproof_fault::rule::Rule;
+use futures_lite::future::or;
+use serde_json::{Map, Value, json};
+
+use super::{Context, done, nodes, rules};
+use crate::arguments::Arguments;
+use crate::error::Error;
+
+/// How long `fault-wait` waits where nothing is said.
+const WAIT: Duration = Duration::from_secs(60);
+
+/// Rules read between two turns of the I/O.
+const BURST: usize = 64;
+
+type Answer = Result<Value, Error>;
+
+pub(crate) async fn add(context: &Context, mut arguments: Arguments) -> Answer {
+    let (_, faults) = nodes::one::<Rc<Faults>>(context, &mut arguments)?;
+    let given = match arguments.take("rule") {
+        Some(Value::Array(list)) => list,
+        Some(rule) => vec![rule],
+        None => Vec::new(),
+    };
+    let mut ids = Ids::of(&faults, "rule");
+    let (mut read, mut warnings) = (Vec::with_capacity(given.len()), Vec::new());
+    for (number, rule) in given.iter().enumerate() {
+        let (rule, more) = rules::read(rule, faults.lba_size(), &ids.next())?;
+        read.push(rule);
+        warnings.extend(more);
+        if number % BURST == BURST - 1 {
+            futures_lite::future::yield_now().await;
+        }
+    }
+    arm(&faults, read, warnings)
+}
+
+/// Arms rules: all of them or none.
+fn arm(faults: &Faults, rules: Vec<Rule>, warnings: Vec<String>) -> Answer {
+    let ids: Vec<String> = rules.iter().map(|rule| rule.id.to_string()).collect();
+    faults.add(rules).map_err(|error| Error::generic(error.to_string()))?;
+    let mut answer = json!({ "rules": ids });
+    if !warnings.is_empty() {
+        answer["warnings"] = json!(warnings);
+    }
+    Ok(answer)
+}
+
+/// Names for rules without one: `rule-1`, `rule-2`, … of those that are free.
+struct Ids {
+    taken: Vec<Rc<Rule>>,
+    prefix: &'static str,
+    last: u64,
+}
+
+impl Ids {
+    fn of(faults: &Faults, prefix: &'static str) -> Self {
+        Self { taken: faults.list().into_iter().map(|status| status.rule).collect(), prefix, last: 0 }
+    }
+
+    fn next(&mut self) -> String {
+        loop {
+            self.last = self.last.saturating_add(1);
+            let id = format!("{}-{}", self.prefix, self.last);
+            if self.taken.iter().all(|rule| *rule.id.0 != *id) {
+                return id;
+            }
+        }
+    }
+}
+
+pub(crate) async fn remove(context: &Context, mut arguments: Arguments) -> Answer {
+    let (_, faults) = nodes::one::<Rc<Faults>>(context, &mut arguments)?;
+    let all = arguments.take_flag("all").unwrap_or(false);
+    match (arguments.take_text("rule"), all) {
+        (Some(rule), false) if faults.remove(&rule) => done(),
+        (Some(rule), false) => Err(unknown(&faults, &rule)),
+        (None, true) => {
+            for status in faults.list() {
+                faults.remove(&status.rule.id.0);
+            }
+            done()
+        }
+        _ => Err(Error::generic("fault-remove takes either 'rule', or 'all' as true")),
+    }
+}
+
+pub(crate) async fn list(context: &Context, mut arguments: Arguments) -> Answer {
+    let found = nodes::some::<Rc<Faults>>(context, &mut arguments)?;
+    Ok(found.iter().map(|(name, faults)| describe(name, faults)).collect())
+}
+
+fn describe(name: &str, faults: &Faults) -> Value {
+    let held: Vec<Value> =
+        faults.held().iter().map(|(tag, count)| json!({ "tag": &**tag, "requests": count })).collect();
+    json!({
+        "node": name,
+        "state": &*faults.state(),
+        "stopped": faults.is_stopped(),
+        "lba-size": faults.lba_size(),
+        "rules": faults.list().iter().map(status).collect::<Vec<_>>(),
+        "held": held,
+    })
+}
+
+fn status(status: &RuleStatus) -> Value {
+    let mut it = Map::new();
+    let mut put = |key: &str, value: Value| it.insert(key.to_owned(), value);
+    put("id", json!(status.rule.id.to_string()));
+    put("armed", json!(status.armed));
+    put("fired", json!(status.fired));
+    put("seen", json!(status.seen));
+    if status.rule.on.event.is_some() {
+        put("primed", json!(status.primed));
+    }
+    if let Some(bad) = status.bad {
+        put("bad-sectors", json!(bad));
+    }
+    put("damaged-sectors", json!(status.damaged));
+    put("rule", rules::show(&status.rule));
+    Value::Object(it)
+}
+
+pub(crate) async fn reset(context: &Context, mut arguments: Arguments) -> Answer {
+    let (_, faults) = nodes::one::<Rc<Faults>>(context, &mut arguments)?;
+    let rule = arguments.take_text("rule");
+    match rule {
+        Some(rule) if !faults.reset(Some(&rule)) => Err(unknown(&faults, &rule)),
+        Some(_) => done(),
+        None => {
+            faults.reset(None);
+            done()
+        }
+    }
+}
+
+pub(crate) async fn set_armed(context: &Context, mut arguments: Arguments) -> Answer {
+    let (_, faults) = nodes::one::<Rc<Faults>>(context, &mut arguments)?;
+    let armed = arguments.take_flag("armed").unwrap_or(true);
+    let rule = arguments.take_text("rule").unwrap_or_default();
+    if faults.set_armed(&rule, armed) { done() } else { Err(unknown(&faults, &rule)) }
+}
+
+pub(crate) async fn set_state(context: &Context, mut arguments: Arguments) -> Answer {
+    let (_, faults) = nodes::one::<Rc<Faults>>(context, &mut arguments)?;
+    faults.set_state(Rc::from(arguments.take_text("state").unwrap_or_default()));
+    done()
+}
+
+pub(crate) async fn wait(context: &Context, mut arguments: Arguments) -> Answer {
+    let (_, faults) = nodes::one::<Rc<Faults>>(context, &mut arguments)?;
+    let rule = arguments.take_text("rule").unwrap_or_default();
+    let count = arguments.take_count("count").unwrap_or(1);
+    let timeout = arguments.take_time("timeout").unwrap_or(WAIT);
+    let waited = async { Some(faults.wait_fired(&rule, count).await) };
+    let late = async {
+        context.lab.clock().sleep(timeout).await;
+        None
+    };
+    match (or(waited, late).await, fired(&faults, &rule)) {
+        (Some(true), Some(fired)) => Ok(json!({ "fired": fired })),
+        (_, None) => Err(unknown(&faults, &rule)),
+        (_, Some(fired)) => Err(Error::generic(format!(
+            "rule '{rule}' fired {fired} of {count} times within {} s",
+            timeout.as_secs_f64()
+        ))),
+    }
+}
+
+fn fired(faults: &Faults, rule: &str) -> Option<u64> {
+    faults.list().iter().find(|status| *status.rule.id.0 == *rule).map(|status| status.fired)
+}
+
+pub(crate) async fn hold(context: &Context, mut arguments: Arguments) -> Answer {
+    let (_, faults) = nodes::one::<Rc<Faults>>(context, &mut arguments)?;
+    let tag = arguments.take_text("tag").unwrap_or_default();
+    let mut on = match arguments.take("on") {
+        Some(Value::Object(on)) => on,
+        _ => Map::new(),
+    };
+    on.entry("times").or_insert_with(|| json!(1));
+    let rule = json!({ "id": tag, "on": on, "do": { "hold": tag } });
+    let (rule, warnings) = rules::read(&rule, faults.lba_size(), &tag)?;
+    arm(&faults, vec![rule], warnings)
+}
+
+pub(crate) async fn release(context: &Context, mut arguments: Arguments) -> Answer {
+    let found = nodes::some::<Rc<Faults>>(context, &mut arguments)?;
+    let count = arguments.take_count("count").map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
+    let tag = arguments.take_text("tag");
+    let (mut left, mut parked) = (count, Vec::new());
+    for (_, faults) in &found {
+        for (held, _) in faults.held() {
+            if tag.as_deref().is_none_or(|tag| tag == &*held) {
+                left = left.saturating_sub(faults.release(&held, left));
+            }
+            parked.push(format!("'{held}'"));
+        }
+    }
+    let released = count.saturating_sub(left);
+    match tag {
+        Some(tag) if released == 0 && count > 0 => {
+            parked.dedup();
+            let parked = if parked.is_empty() { "nothing".to_owned() } else { parked.join(", ") };
+            Err(Error::generic(format!("nothing is parked under '{tag}'; parked is {parked}")))
+        }
+        _ => Ok(json!({ "released": released })),
+    }
+}
+
+pub(crate) async fn reassign(context: &Context, mut arguments: Arguments) -> Answer {
+    let (_, faults) = nodes::one::<Rc<Faults>>(context, &mut arguments)?;
+    let lba = arguments.take_count("lba").unwrap_or(0);
+    let count = arguments.take_count("count").unwrap_or(1);
+    let size = u64::from(faults.lba_size());
+    let range = ByteRange::at(lba.saturating_mul(size), count.saturating_mul(size));
+    Ok(json!({ "rules": faults.reassign(range) }))
+}
+
+pub(crate) async fn device_error(context: &Context, mut arguments: Arguments) -> Answer {
+    let (_, faults) = nodes::one::<Rc<Faults>>(context, &mut arguments)?;
+    let mut on = Map::new();
+    if let Some(operation) = arguments.take("operation") {
+        on.insert("op".to_owned(), operation);
+    }
+    if let Some(lba) = arguments.take("lba") {
+        on.insert("lba".to_owned(), lba);
+    }
+    on.insert("times".to_owned(), arguments.take("times").unwrap_or_else(|| json!(1)));
+    let error = arguments.take("error").unwrap_or_else(|| json!("EIO"));
+    let id = Ids::of(&faults, "device-error").next();
+    let rule = json!({ "id": id, "on": on, "do": { "fail": error } });
+    let (rule, warnings) = rules::read(&rule, faults.lba_size(), &id)?;
+    arm(&faults, vec![rule], warnings)
+}
+
+pub(crate) async fn stop(context: &Context, arguments: Arguments) -> Answer {
+    each(context, arguments, Faults::stop)
+}
+
+pub(crate) async fn cont(context: &Context, arguments: Arguments) -> Answer {
+    each(context, arguments, Faults::cont)
+}
+
+fn each(context: &Context, mut arguments: Arguments, does: fn(&Faults)) -> Answer {
+    for (_, faults) in nodes::some::<Rc<Faults>>(context, &mut arguments)? {
+        does(&faults);
+    }
+    done()
+}
+
+fn unknown(faults: &Faults, rule: &str) -> Error {
+    let list = faults.list();
+    let shown: String = rule.chars().take(60).collect();
+    let nearest = blkproof_block::graph::nearest(&shown, list.iter().map(|status| &*status.rule.id.0));
+    let hint = nearest.map(|nearest| format!("; did you mean '{nearest}'?")).unwrap_or_default();
+    Error::generic(format!("node '{}' has no rule '{shown}'{hint}", faults.name()))
+}

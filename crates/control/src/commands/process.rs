@@ -1,0 +1,64 @@
+//! Commands about the process: what it can do, which nodes it has, its end.
+
+use blkproof_fault::lab::Part;
+use serde_json::{Value, json};
+
+use super::{Context, done, unknown};
+use crate::arguments::Arguments;
+use crate::error::Error;
+use crate::events::EVENTS;
+use crate::schema::{COMMANDS, find};
+use crate::wire::version;
+
+pub(crate) async fn query_commands(_: &Context, _: Arguments) -> Result<Value, Error> {
+    Ok(COMMANDS.iter().map(|command| json!({ "name": command.name })).collect())
+}
+
+pub(crate) async fn query_schema(_: &Context, mut arguments: Arguments) -> Result<Value, Error> {
+    let commands: Vec<Value> = match arguments.take_text("command") {
+        Some(name) => vec![find(&name).ok_or_else(|| unknown(&name))?.describe()],
+        None => COMMANDS.iter().map(|command| command.describe()).collect(),
+    };
+    let events: Vec<Value> = EVENTS.iter().map(|(name, about)| json!({ "name": name, "about": about })).collect();
+    Ok(json!({ "commands": commands, "events": events }))
+}
+
+pub(crate) async fn query_version(_: &Context, _: Arguments) -> Result<Value, Error> {
+    Ok(version())
+}
+
+pub(crate) async fn query_nodes(context: &Context, _: Arguments) -> Result<Value, Error> {
+    let parts = context.lab.parts();
+    Ok(parts.iter().map(|(name, part)| describe(name, part)).collect())
+}
+
+pub(crate) async fn quit(context: &Context, _: Arguments) -> Result<Value, Error> {
+    context.host.quit();
+    done()
+}
+
+fn describe(name: &str, part: &Part) -> Value {
+    let mut it = json!({ "node": name, "driver": super::driver(part) });
+    let more = match part {
+        Part::Fault(faults) => {
+            vec![
+                ("rules", json!(faults.list().len())),
+                ("state", json!(&*faults.state())),
+                ("stopped", json!(faults.is_stopped())),
+            ]
+        }
+        Part::Stats(stats) => vec![("running", json!(stats.is_running()))],
+        Part::Trace(trace) => {
+            vec![
+                ("running", json!(trace.is_running())),
+                ("lines", json!(trace.lines())),
+                ("dropped", json!(trace.dropped())),
+            ]
+        }
+        _ => Vec::new(),
+    };
+    for (key, value) in more {
+        it[key] = value;
+    }
+    it
+}

@@ -1,0 +1,219 @@
+//! What nodes tell, as events.
+
+use base64::Engine as _;
+use blkproof_block::{ByteRange, DeviceError, IoError};
+use blkproof_fault::ask::Asked;
+use blkproof_fault::notice::{Notice, What};
+use blkproof_fault::rule::Failure;
+use serde_json::{Map, Value, json};
+
+use crate::wire::event;
+
+/// Every event, and what it says.
+pub static EVENTS: &[(&str, &str)] = &[
+    (
+        "FAULT_FIRED",
+        "a rule fired: `node`, `rule`, `action`, `state` (the engine's, afterwards), `request?` (its number), `operation?`, \
+         `offset?`, `bytes?`, `event?` (the step that fired it), `error?` (`errno`, `text`, `first-bad?`, `device?`)",
+    ),
+    (
+        "FAULT_ASK",
+        "a request waits for `fault-answer`; sent to the client that registered for it, and to no other: `node`, `ask`, \
+         `rule`, `operation`, `offset`, `bytes`, `fua`, `timeout` (seconds), `data?` (base64)",
+    ),
+    (
+        "FAULT_ASK_OVER",
+        "a question has no answer, and the rule's default was taken, or nobody waits for it: `node`, `rule`, `ask?`, `why` \
+         (`timeout`, `nobody-listens`, `client-gone`, `cancelled`)",
+    ),
+    ("SUSPENDED", "a request is parked until `fault-release`: `node`, `tag`"),
+    ("RESUMED", "a parked request goes on: `node`, `tag`"),
+    (
+        "POWER_CUT",
+        "a disk lost its power and is in its new state: `node`, `cut` (its number), `state` (its name), `lost` and `betrayed` \
+         (bytes acknowledged and lost; of these, flushed in vain)",
+    ),
+    ("MISMATCH", "a mirror's sides differ: `node`, `offset`, `bytes`, `words`"),
+    ("CLIENT_CONNECTED", "a client of the disk came: `client`, `export`"),
+    ("CLIENT_DISCONNECTED", "a client of the disk left: `client`"),
+    ("SHUTDOWN", "the process ends: `reason` (`quit` or `stopped`)"),
+    ("EVENTS_LOST", "this client reads too slowly, and missed `count` events"),
+];
+
+/// Whether the client that is `me` hears of it: a question is for the one who is asked.
+pub(crate) fn concerns(notice: &Notice, me: Asked) -> bool {
+    !matches!(notice.what, What::Ask { to, .. } if to != me)
+}
+
+/// A notice as an event.
+pub(crate) fn from_notice(notice: &Notice) -> Value {
+    let (name, fields) = match &notice.what {
+        What::Fired { rule, request, operation, range, event, action, error, state } => {
+            let mut fields = fields(json!({ "rule": rule.to_string(), "action": action, "state": &**state }));
+            let mut put = |key: &str, value: Value| fields.insert(key.to_owned(), value);
+            if let Some(request) = request {
+                put("request", json!(request));
+            }
+            if let Some(operation) = operation {
+                put("operation", json!(operation.name()));
+                put("offset", json!(range.start));
+                put("bytes", json!(range.len()));
+            }
+            if let Some(event) = event {
+                put("event", json!(event.name()));
+            }
+            if let Some(error) = error {
+                put("error", error_json(error));
+            }
+            ("FAULT_FIRED", fields)
+        }
+        What::Ask { ask, to: _, rule, operation, range, fua, data, timeout } => {
+            let mut fields = fields(json!({ "ask": ask, "rule": rule.to_string(), "operation": operation.name() }));
+            place(&mut fields, *range);
+            fields.insert("fua".to_owned(), json!(fua));
+            fields.insert("timeout".to_owned(), json!(timeout.as_secs_f64()));
+            if let Some(data) = data {
+                let text = base64::engine::general_purpose::STANDARD.encode(data);
+                fields.insert("data".to_owned(), Value::String(text));
+            }
+            ("FAULT_ASK", fields)
+        }
+        What::AskOver { ask, rule, why } => {
+            let mut fields = fields(json!({ "rule": rule.to_string(), "why": why }));
+            if let Some(ask) = ask {
+                fields.insert("ask".to_owned(), json!(ask));
+            }
+            ("FAULT_ASK_OVER", fields)
+        }
+        What::Suspended { tag } => ("SUSPENDED", fields(json!({ "tag": &**tag }))),
+        What::Resumed { tag } => ("RESUMED", fields(json!({ "tag": &**tag }))),
+        What::PowerCut { cut, state, lost, betrayed } => {
+            ("POWER_CUT", fields(json!({ "cut": cut, "state": &**state, "lost": lost, "betrayed": betrayed })))
+        }
+        What::Mismatch { words, range } => {
+            let mut fields = fields(json!({ "words": &**words }));
+            place(&mut fields, *range);
+            ("MISMATCH", fields)
+        }
+        What::ClientConnected { client, export } => {
+            ("CLIENT_CONNECTED", fields(json!({ "client": &**client, "export": &**export })))
+        }
+        What::ClientDisconnected { client } => ("CLIENT_DISCONNECTED", fields(json!({ "client": &**client }))),
+    };
+    let mut data = Map::new();
+    if !notice.node.is_empty() {
+        data.insert("node".to_owned(), Value::String(notice.node.to_string()));
+    }
+    data.extend(fields);
+    event(notice.time, name, Value::Object(data))
+}
+
+fn fields(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+fn place(fields: &mut Map<String, Value>, range: ByteRange) {
+    fields.insert("offset".to_owned(), json!(range.start));
+    fields.insert("bytes".to_owned(), json!(range.len()));
+}
+
+/// An error in full: number and text, the first bad byte, and what a device says, as rules write it.
+pub(crate) fn error_json(error: &IoError) -> Value {
+    let mut fields = fields(json!({ "errno": error.errno.0, "text": error.errno.to_string() }));
+    if let Some(bad) = error.first_bad {
+        fields.insert("first-bad".to_owned(), json!(bad.0));
+    }
+    if let Some(device) = error.device {
+        fields.insert("device".to_owned(), json!(device_text(device)));
+    }
+    Value::Object(fields)
+}
+
+fn device_text(device: DeviceError) -> String {
+    Failure::device(device).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use blkproof_block::{Errno, RuleId};
+    use blkproof_fault::request::Operation;
+
+    use super::*;
+
+    fn told(what: What) -> Value {
+        from_notice(&Notice { time: Duration::from_micros(1_500_000), node: Rc::from("n"), what })
+    }
+
+    #[test]
+    fn notices_become_events() {
+        let device = DeviceError::Scsi { key: 3, asc: 0x11, ascq: 1 };
+        let error = IoError { device: Some(device), ..IoError::new(Errno::IO).at(25600) };
+        let fired = told(What::Fired {
+            rule: RuleId("bad".into()),
+            request: Some(4),
+            operation: Some(Operation::Read),
+            range: ByteRange::at(16384, 16384),
+            event: None,
+            action: "fail",
+            error: Some(error),
+            state: Rc::from("1"),
+        });
+        assert_eq!(
+            fired,
+            json!({
+                "timestamp": {"seconds": 1, "microseconds": 500_000},
+                "event": "FAULT_FIRED",
+                "data": {
+                    "node": "n", "rule": "bad", "action": "fail", "state": "1", "request": 4, "operation": "read",
+                    "offset": 16384, "bytes": 16384,
+                    "error": {"errno": 5, "text": "Input/output error", "first-bad": 25600, "device": "03/1101"},
+                },
+            })
+        );
+        let ask = told(What::Ask {
+            ask: 9,
+            to: Asked(3),
+            fua: true,
+            rule: RuleId("q".into()),
+            operation: Operation::Write,
+            range: ByteRange::at(512, 2),
+            data: Some(Rc::from([0_u8, 255])),
+            timeout: Duration::from_millis(500),
+        });
+        assert_eq!(
+            ask["data"],
+            json!({
+                "node": "n", "ask": 9, "rule": "q", "operation": "write", "offset": 512, "bytes": 2, "fua": true,
+                "timeout": 0.5, "data": "AP8=",
+            })
+        );
+    }
+
+    #[test]
+    fn every_event_is_described() {
+        let text: Rc<str> = Rc::from("t");
+        let range = ByteRange::at(0, 1);
+        for what in [
+            What::AskOver { ask: Some(1), rule: RuleId("r".into()), why: "timeout" },
+            What::Suspended { tag: Rc::clone(&text) },
+            What::Resumed { tag: Rc::clone(&text) },
+            What::PowerCut { cut: 1, state: Rc::clone(&text), lost: 2, betrayed: 1 },
+            What::Mismatch { words: Rc::clone(&text), range },
+            What::ClientConnected { client: Rc::clone(&text), export: Rc::clone(&text) },
+            What::ClientDisconnected { client: Rc::clone(&text) },
+        ] {
+            let event = told(what);
+            let name = event["event"].as_str().unwrap();
+            let (_, about) = EVENTS.iter().find(|(known, _)| *known == name).unwrap();
+            for key in event["data"].as_object().unwrap().keys().filter(|key| *key != "node") {
+                assert!(about.contains(&format!("`{key}")), "{name}: {key}");
+            }
+        }
+    }
+}

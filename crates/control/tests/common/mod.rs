@@ -1,0 +1,196 @@
+//! What the tests of sessions share: a server without sockets, a clock that tests move, clients in memory.
+#![allow(missing_docs, dead_code, clippy::unwrap_used, clippy::panic, unreachable_pub)]
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use blkproof_block::LocalBoxFuture;
+use blkproof_control::{Ended, Host, Server};
+use blkproof_fault::clock::Clock;
+use blkproof_fault::lab::Lab;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, ReadHalf, WriteHalf};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Time that passes when a test says so.
+#[derive(Debug)]
+pub struct Clockwork(watch::Sender<Duration>);
+
+impl Clockwork {
+    pub fn new() -> Rc<Self> {
+        Rc::new(Self(watch::Sender::new(Duration::ZERO)))
+    }
+
+    pub fn pass(&self, time: Duration) {
+        self.0.send_modify(|now| *now += time);
+    }
+}
+
+impl Clock for Clockwork {
+    fn now(&self) -> Duration {
+        *self.0.borrow()
+    }
+
+    fn unix(&self) -> Duration {
+        Duration::from_secs(1_000_000_000) + self.now()
+    }
+
+    fn sleep(&self, time: Duration) -> LocalBoxFuture<'static, ()> {
+        let mut now = self.0.subscribe();
+        let until = self.now() + time;
+        Box::pin(async move {
+            now.wait_for(|now| *now >= until).await.unwrap();
+        })
+    }
+}
+
+/// A process that notes what it is asked to do.
+#[derive(Debug, Default)]
+pub struct Process {
+    pub quits: Cell<u32>,
+}
+
+impl Host for Process {
+    fn quit(&self) {
+        self.quits.set(self.quits.get() + 1);
+    }
+}
+
+/// A server, and what it controls.
+pub struct Bench {
+    pub lab: Rc<Lab>,
+    pub clock: Rc<Clockwork>,
+    pub process: Rc<Process>,
+    pub server: Rc<Server>,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let clock = Clockwork::new();
+        let lab = Lab::new(clock.clone());
+        let process = Rc::new(Process::default());
+        let server = Rc::new(Server::new(Rc::clone(&lab), process.clone()));
+        Self { lab, clock, process, server }
+    }
+
+    /// A client that has just connected; the pipe to it holds `room` bytes.
+    pub fn connect_with(&self, room: usize) -> (Client, JoinHandle<Ended>) {
+        let (ours, theirs) = tokio::io::duplex(room);
+        let server = Rc::clone(&self.server);
+        let session = tokio::task::spawn_local(async move { server.serve(theirs).await.unwrap() });
+        let (reader, writer) = tokio::io::split(ours);
+        (Client { reader: BufReader::new(reader), writer, heard: RefCell::default() }, session)
+    }
+
+    /// A client that has negotiated.
+    pub async fn client(&self) -> Client {
+        let (mut client, _) = self.connect_with(64 << 10);
+        client.negotiate().await;
+        client
+    }
+}
+
+/// A client.
+pub struct Client {
+    pub reader: BufReader<ReadHalf<DuplexStream>>,
+    pub writer: WriteHalf<DuplexStream>,
+    heard: RefCell<Vec<Value>>,
+}
+
+impl Client {
+    pub async fn send(&mut self, text: impl AsRef<[u8]>) {
+        self.writer.write_all(text.as_ref()).await.unwrap();
+    }
+
+    /// The next message; `None` at the end.
+    pub async fn next(&mut self) -> Option<Value> {
+        let mut line = Vec::new();
+        self.reader.read_until(b'\n', &mut line).await.unwrap();
+        if line.is_empty() {
+            return None;
+        }
+        assert!(line.is_ascii() && line.ends_with(b"\r\n"), "{}", line.escape_ascii());
+        Some(serde_json::from_slice(&line).unwrap())
+    }
+
+    /// The next message that is no event; events are kept.
+    pub async fn reply(&mut self) -> Value {
+        loop {
+            let message = self.next().await.expect("a reply, not the end");
+            if message.get("event").is_none() {
+                return message;
+            }
+            self.heard.borrow_mut().push(message);
+        }
+    }
+
+    /// The next event, kept or not.
+    pub async fn event(&mut self) -> Value {
+        if !self.heard.borrow().is_empty() {
+            return self.heard.borrow_mut().remove(0);
+        }
+        let message = self.next().await.expect("an event, not the end");
+        assert!(message.get("event").is_some(), "{message}");
+        message
+    }
+
+    /// The next event of that name; others are forgotten. Its data.
+    pub async fn event_named(&mut self, name: &str) -> Value {
+        loop {
+            let event = self.event().await;
+            if event["event"] == name {
+                return event["data"].clone();
+            }
+        }
+    }
+
+    pub async fn negotiate(&mut self) {
+        assert!(self.next().await.unwrap().get("QMP").is_some());
+        self.send(r#"{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}"#).await;
+        assert_eq!(self.next().await.unwrap(), json!({"return": {}}));
+    }
+
+    /// Does a command and returns its reply.
+    pub async fn execute(&mut self, name: &str, arguments: Value) -> Value {
+        self.send(json!({"execute": name, "arguments": arguments}).to_string()).await;
+        self.reply().await
+    }
+
+    /// Does a command that succeeds.
+    #[track_caller]
+    pub fn ok(&mut self, name: &str, arguments: Value) -> impl Future<Output = Value> {
+        let place = std::panic::Location::caller();
+        async move {
+            let mut reply = self.execute(name, arguments).await;
+            assert!(reply.get("return").is_some(), "{place}: {reply}");
+            reply["return"].take()
+        }
+    }
+
+    /// Does a command that is refused; class and words.
+    #[track_caller]
+    pub fn refused(&mut self, name: &str, arguments: Value) -> impl Future<Output = (String, String)> {
+        let place = std::panic::Location::caller();
+        async move {
+            let reply = self.execute(name, arguments).await;
+            let error = reply.get("error").unwrap_or_else(|| panic!("{place}: {reply}"));
+            (error["class"].as_str().unwrap().to_owned(), error["desc"].as_str().unwrap().to_owned())
+        }
+    }
+}
+
+/// Runs a test on one thread.
+pub fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, test);
+}
+
+/// Lets everything that can go on go on.
+pub async fn settle() {
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+}
