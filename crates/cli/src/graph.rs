@@ -1,27 +1,39 @@
 //! The drivers this program knows, and the arguments by which a user names a graph.
 
+use std::rc::Rc;
+
 use anyhow::Context as _;
 use blkproof_block::Node;
 use blkproof_block::graph::{CacheMode, OpenContext, OpenFlags, Registry};
+use blkproof_fault::lab::Lab;
+use blkproof_fault::stats::StatsDriver;
 use blkproof_nbd::driver::NbdDriver;
 use blkproof_verify::OnMismatch;
 
+use crate::clock::MachineClock;
 use crate::mismatches::Mismatches;
 use crate::sockets::Sockets;
 
-/// Every driver; mismatches of a mirror are printed, and otherwise forgotten.
-pub(crate) fn registry() -> Registry {
-    registry_with(&Mismatches::default(), OnMismatch::Report)
+/// A lab on the clock of this machine.
+pub(crate) fn lab() -> Rc<Lab> {
+    Lab::new(Rc::new(MachineClock::new()))
 }
 
-/// Every driver; mirrors report to `mismatches`, and do `on_mismatch` unless their graph says something else.
-pub(crate) fn registry_with(mismatches: &Mismatches, on_mismatch: OnMismatch) -> Registry {
+/// Every driver; mismatches of a mirror are printed, and otherwise forgotten.
+pub(crate) fn registry() -> Registry {
+    registry_with(&Mismatches::default(), OnMismatch::Report, &lab())
+}
+
+/// Every driver; mirrors report to `mismatches`, and do `on_mismatch` unless their graph says something else. Nodes that
+/// can be controlled are made known to `lab`.
+pub(crate) fn registry_with(mismatches: &Mismatches, on_mismatch: OnMismatch, lab: &Rc<Lab>) -> Registry {
     let mut registry = Registry::new();
     blkproof_block::nodes::register(&mut registry);
     registry.add(blkproof_formats::qcow2::Qcow2Driver);
     registry.add(blkproof_formats::vdi::VdiDriver);
     registry.add(NbdDriver(Sockets));
     registry.add(mismatches.driver(on_mismatch));
+    registry.add(StatsDriver::new(lab));
     registry
 }
 

@@ -1,5 +1,6 @@
 //! The `blkproof` binary: arguments, sockets, progress and exit codes. What another program would want is in a library.
 
+mod clock;
 mod graph;
 mod messages;
 mod mismatches;

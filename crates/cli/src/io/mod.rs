@@ -30,7 +30,7 @@ use options::{Options, Request};
 use reply::Reply;
 use shell::Shell;
 
-use crate::graph::registry_with;
+use crate::graph::{lab, registry_with};
 use crate::mismatches::Mismatches;
 
 /// Read and write an image with qemu-io's commands
@@ -82,9 +82,9 @@ async fn work(console: Rc<Console>, options: Options) -> bool {
     // QEMU's blkverify says one line and ends the program; ours tells the story and goes on, unless the graph says
     // exit.
     let registry = if console.as_qemu_io {
-        registry_with(&mismatches.clone().in_qemu_words(), OnMismatch::Exit)
+        registry_with(&mismatches.clone().in_qemu_words(), OnMismatch::Exit, &lab())
     } else {
-        registry_with(&mismatches, OnMismatch::Report)
+        registry_with(&mismatches, OnMismatch::Report, &lab())
     };
     let mut shell = Shell::new(Rc::clone(&console), registry, options.image_opts, options.allow_backing);
     if let Some(spec) = options.image {

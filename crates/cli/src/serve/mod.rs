@@ -14,7 +14,7 @@ use blkproof_nbd::server::{Export, Exports, Limits, Server, Summary};
 use blkproof_verify::OnMismatch;
 use tokio::task::JoinSet;
 
-use crate::graph::{ImageArgs, parse_size, registry_with};
+use crate::graph::{ImageArgs, lab, parse_size, registry_with};
 use crate::messages::{human_size, print_error, without_number};
 use crate::mismatches::Mismatches;
 use crate::runtime::{self, stop_signal};
@@ -164,7 +164,7 @@ async fn serve(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 async fn open(args: &Args, mismatches: &Mismatches) -> anyhow::Result<Vec<Node>> {
-    let registry = registry_with(mismatches, args.on_mismatch);
+    let registry = registry_with(mismatches, args.on_mismatch, &lab());
     let flags = if args.read_only { args.image.reading() } else { args.image.writing() };
     let mut nodes = Vec::with_capacity(args.graphs.len());
     for graph in &args.graphs {

@@ -42,12 +42,14 @@ impl StatsDriver {
                 ))
             })?;
         }
-        let name = self.lab.name(NAME, options.take_text("node-name")?);
+        let wanted = options.take_text("node-name")?;
         let child = options
             .take_child("file")
             .ok_or_else(|| OptionError::Missing { option: "file".into(), driver: NAME.into() })?;
         options.finish(NAME)?;
         let child = context.open(child).await?;
+        // Only now: a node of this kind below has its name already.
+        let name = self.lab.name(NAME, wanted);
         let stats = Stats::new(Rc::clone(&name), child.info().size, self.lab.clock(), how);
         let registered = self
             .lab

@@ -39,12 +39,14 @@ impl TraceDriver {
             *on = options.take_bool(name)?.unwrap_or(*on);
         }
         let path = options.need_text("path", NAME)?;
-        let name = self.lab.name(NAME, options.take_text("node-name")?);
+        let wanted = options.take_text("node-name")?;
         let child = options
             .take_child("file")
             .ok_or_else(|| OptionError::Missing { option: "file".into(), driver: NAME.into() })?;
         options.finish(NAME)?;
         let child = context.open(child).await?;
+        // Only now: a node of this kind below has its name already.
+        let name = self.lab.name(NAME, wanted);
         // The graph below opened: only now is a trace of an earlier run emptied.
         let sink =
             self.sinks.open(&path).map_err(|error| OpenError::io(format!("opening the trace '{path}'"), error))?;
