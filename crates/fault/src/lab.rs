@@ -7,6 +7,7 @@ use std::rc::Rc;
 use crate::ask::Asks;
 use crate::clock::SharedClock;
 use crate::filter::Faults;
+use crate::log_writes::node::WriteLog;
 use crate::notice::Notices;
 use crate::power::Switch;
 use crate::stats::Stats;
@@ -18,6 +19,8 @@ use crate::trace::Trace;
 pub enum Part {
     /// Rules.
     Fault(Rc<Faults>),
+    /// A write log.
+    Log(WriteLog),
     /// Statistics.
     Stats(Rc<Stats>),
     /// A trace.

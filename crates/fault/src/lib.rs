@@ -15,6 +15,7 @@ pub mod clock;
 pub mod engine;
 pub mod filter;
 pub mod lab;
+pub mod log_writes;
 pub mod notice;
 pub mod power;
 pub mod request;
