@@ -152,6 +152,7 @@ impl Depth {
 
     fn snapshot(&self) -> Queue {
         let average = if self.elapsed_ns == 0 { 0.0 } else { self.integral as f64 / self.elapsed_ns as f64 };
+        let average = super::millionths(average);
         Queue { in_flight: self.current, max: self.max, average, busy_ns: self.busy_ns }
     }
 }

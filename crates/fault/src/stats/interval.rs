@@ -28,7 +28,7 @@ pub struct TimedKind {
     pub max_ns: u64,
     /// Mean.
     pub avg_ns: u64,
-    /// Requests under way at a time, on average.
+    /// Requests under way at a time, on average; of flushes not known, as in QEMU.
     pub queue_depth: f64,
 }
 
@@ -45,6 +45,7 @@ const NOTHING: Sums = Sums { count: 0, sum: 0, min: u64::MAX, max: 0 };
 #[derive(Clone, Copy, Debug)]
 struct Window {
     begins: u64,
+    ends: u64,
     kinds: [Sums; KINDS],
 }
 
@@ -57,10 +58,10 @@ pub(super) struct Interval {
 impl Interval {
     /// An interval of `seconds`, which is not 0, at `now` ns.
     pub(super) fn new(seconds: u64, now: u64) -> Self {
-        let window = |begins| Window { begins, kinds: [NOTHING; KINDS] };
-        // The second one pretends to have begun half a length ago, so that the two stay half a length apart.
-        let half = Self::length(seconds) / 2;
-        Self { seconds, windows: [window(now), window(now.saturating_sub(half))] }
+        let length = Self::length(seconds);
+        let window = |ends: u64| Window { begins: now, ends, kinds: [NOTHING; KINDS] };
+        // The first turn of the second window is a short one, so that the two stay half a length apart.
+        Self { seconds, windows: [window(now.saturating_add(length)), window(now.saturating_add(length / 2))] }
     }
 
     const fn length(seconds: u64) -> u64 {
@@ -71,9 +72,9 @@ impl Interval {
     fn turn(&mut self, now: u64) {
         let length = Self::length(self.seconds).max(1);
         for window in &mut self.windows {
-            let old = now.saturating_sub(window.begins);
-            if old >= length {
-                window.begins = window.begins.saturating_add(old / length * length);
+            if let Some(late) = now.checked_sub(window.ends) {
+                window.begins = window.ends.saturating_add(late / length * length);
+                window.ends = window.begins.saturating_add(length);
                 window.kinds = [NOTHING; KINDS];
             }
         }
@@ -94,7 +95,7 @@ impl Interval {
     pub(super) fn snapshot(&mut self, now: u64) -> Timed {
         self.turn(now);
         let [a, b] = &self.windows;
-        let oldest = if a.begins <= b.begins { a } else { b };
+        let oldest = if (a.begins, a.ends) <= (b.begins, b.ends) { a } else { b };
         let age = now.saturating_sub(oldest.begins);
         let kind = |sums: Sums| {
             if sums.count == 0 {
@@ -102,10 +103,11 @@ impl Interval {
             }
             let avg_ns = u64::try_from(sums.sum / u128::from(sums.count)).unwrap_or(u64::MAX);
             // By Little's law: time spent waiting, of all requests together, by time.
-            let queue_depth = if age == 0 { 0.0 } else { sums.sum as f64 / age as f64 };
+            let queue_depth = if age == 0 { 0.0 } else { super::millionths(sums.sum as f64 / age as f64) };
             TimedKind { min_ns: sums.min, max_ns: sums.max, avg_ns, queue_depth }
         };
         let [read, write, flush] = oldest.kinds.map(kind);
+        let flush = TimedKind { queue_depth: 0.0, ..flush };
         Timed { interval_s: self.seconds, read, write, flush }
     }
 }

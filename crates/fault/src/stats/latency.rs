@@ -190,8 +190,9 @@ mod tests {
 
     /// The same figures by the plainest way there is: sort everything.
     fn plain_percentile(sorted: &[u64], percent: f64) -> u64 {
-        let rank = ((percent / 100.0 * sorted.len() as f64).ceil() as usize).clamp(1, sorted.len());
-        sorted[rank - 1]
+        let index =
+            sorted.iter().zip(1_u32..).position(|(_, rank)| f64::from(rank) >= percent / 100.0 * sorted.len() as f64);
+        sorted[index.unwrap_or(sorted.len() - 1)]
     }
 
     #[test]

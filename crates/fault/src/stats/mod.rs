@@ -37,3 +37,8 @@ pub use self::snapshot::{PerOperation, Snapshot};
 
 /// The driver's name.
 const NAME: &str = "stats";
+
+/// A figure to six places: what is more is noise, and would not survive JSON.
+fn millionths(figure: f64) -> f64 {
+    (figure * 1e6).round() / 1e6
+}

@@ -81,7 +81,7 @@ pub fn prometheus_text(snapshots: &[Snapshot]) -> String {
     for (snapshot, per) in each() {
         let below = |bound: u64| per.latency.bins.iter().filter(|bin| bin.to_ns <= bound).map(|bin| bin.count).sum();
         let buckets = DURATIONS.map(|power| (seconds((1 << power) - 1), below(1 << power)));
-        out.histogram(name, label(snapshot, per), buckets, per.latency.count, &seconds(per.latency.total_ns));
+        out.histogram(name, label(snapshot, per), buckets, per.latency.count, seconds(per.latency.total_ns));
     }
     let name = "blkproof_request_size_bytes";
     out.head(name, "histogram", "Sizes of requests that came; the sum counts those that succeeded.");
@@ -92,7 +92,7 @@ pub fn prometheus_text(snapshots: &[Snapshot]) -> String {
             ((1_u64 << power).to_string(), sum)
         });
         let all = per.sizes.iter().sum();
-        out.histogram(name, label(snapshot, per), buckets, all, &per.bytes.to_string());
+        out.histogram(name, label(snapshot, per), buckets, all, per.bytes);
     }
     errors(out, snapshots);
     std::mem::take(&mut out.0)

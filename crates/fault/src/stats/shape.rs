@@ -44,11 +44,11 @@ impl Shape {
 }
 
 fn size_class(len: u64) -> usize {
-    (u64::BITS - len.max(1).saturating_sub(1).leading_zeros()).min(SIZES as u32 - 1) as usize
+    ((u64::BITS - len.max(1).saturating_sub(1).leading_zeros()) as usize).min(SIZES - 1)
 }
 
 fn alignment_class(at: u64, len: u64) -> usize {
-    (at | len).trailing_zeros().min(ALIGNMENTS as u32 - 1) as usize
+    ((at | len).trailing_zeros() as usize).min(ALIGNMENTS - 1)
 }
 
 #[cfg(test)]
