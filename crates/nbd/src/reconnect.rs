@@ -9,7 +9,8 @@
 //! During the first `reconnect-delay` seconds of an *outage* requests wait, those in flight at the loss as well, and are
 //! then sent (again). After that the waiting ones and every new one fail at once with `ESHUTDOWN`, until a connection
 //! stands. An outage is over when the new connection has answered something, or was never asked: a server that falls
-//! over each time the waiting requests reach it does not make them wait for ever.
+//! over each time the waiting requests reach it, or answers nothing but `NBD_ESHUTDOWN` (because a connection of its own
+//! is lost, say), does not make them wait for ever, and is not asked without a pause.
 //!
 //! A new connection has to be to the same export. If its size, its being read-only, a block size or a capability is not
 //! what [`info`](BlockDevice::info) promised, the layers above would rely on what is no longer true, so it is refused for
@@ -27,7 +28,7 @@
 //!   4.5). [`drain`](BlockDevice::drain) fails with `ESHUTDOWN` from then on. A request that was never sent leaves
 //!   nothing behind; one that is sent again and then dropped is open like any other until the new server answers.
 //! * **Flushed.** Writes that were acknowledged and not flushed when the connection was lost are covered by a later flush
-//!   only if the server says so ([`ledger`]); else every later flush, and FUA where it takes a flush, fails with `EIO`.
+//!   only if the server says so (`reconnect/ledger.rs`); else every later flush, and FUA where it takes a flush, fails with `EIO`.
 //!   Writes with FUA were durable and do not count. A server without flush has nothing to flush.
 //!
 //! `CAN_MULTI_CONN` speaks of the connections to one server. That a server which *died* had no cache of its own, or none

@@ -3,12 +3,11 @@
 
 mod common;
 
-use std::future::Future;
 use std::time::Duration;
 
 use blkproof_block::{BlockDevice, Errno, IoError, Node, WriteFlags, ZeroFlags};
 use blkproof_nbd::wire::TransmissionFlags;
-use common::puppet::{Offer, Puppet, World, settle};
+use common::puppet::{Offer, Puppet, World, at_once, settle};
 use common::run;
 use futures_lite::future::poll_once;
 use tokio::io::AsyncWriteExt as _;
@@ -46,16 +45,9 @@ fn flush(node: &Node) -> JoinHandle<Outcome> {
     spawn_local(async move { node.flush().await })
 }
 
-/// What a request that needs no help of the test came to.
-async fn at_once<T>(request: impl Future<Output = T>) -> T {
-    let mut request = std::pin::pin!(request);
-    for _ in 0..5 {
-        if let Some(done) = poll_once(request.as_mut()).await {
-            return done;
-        }
-        settle().await;
-    }
-    panic!("it waits");
+/// What a request came to that waits for nothing any more.
+async fn done(request: JoinHandle<Outcome>) -> Outcome {
+    at_once(request).await.unwrap()
 }
 
 #[track_caller]
@@ -97,8 +89,8 @@ fn requests_wait_for_the_connection_and_are_sent_again() {
         }
         kinds.sort_unstable();
         assert_eq!(kinds, [READ, WRITE]);
-        one.await.unwrap().unwrap();
-        two.await.unwrap().unwrap();
+        done(one).await.unwrap();
+        done(two).await.unwrap();
         // The time that is over does not count for the next request, nor for the next loss.
         world.pass(seconds(100)).await;
         world.refuse(true);
@@ -107,7 +99,7 @@ fn requests_wait_for_the_connection_and_are_sent_again() {
         world.pass(seconds(29)).await;
         assert!(!three.is_finished());
         world.pass(seconds(1)).await;
-        says(&three.await.unwrap().unwrap_err(), Errno::SHUTDOWN, &[]);
+        says(&done(three).await.unwrap_err(), Errno::SHUTDOWN, &[]);
     });
 }
 
@@ -119,8 +111,8 @@ fn after_the_delay_requests_fail_at_once_until_a_connection_stands() {
         let two = flush(&node);
         world.pass(seconds(30)).await;
         let words = ["the server closed it", "more than 30 s", "attempts failed", "refused"];
-        says(&at_once(one).await.unwrap().unwrap_err(), Errno::SHUTDOWN, &words);
-        says(&at_once(two).await.unwrap().unwrap_err(), Errno::SHUTDOWN, &words);
+        says(&done(one).await.unwrap_err(), Errno::SHUTDOWN, &words);
+        says(&done(two).await.unwrap_err(), Errno::SHUTDOWN, &words);
         says(&at_once(node.read(0, &mut [0; 1])).await.unwrap_err(), Errno::SHUTDOWN, &words);
         // For ever.
         let before = world.attempts();
@@ -131,7 +123,7 @@ fn after_the_delay_requests_fail_at_once_until_a_connection_stands() {
         let mut server = world.accept(Offer::default()).await;
         let three = read(&node);
         assert_eq!(server.serve().await.kind, READ);
-        three.await.unwrap().unwrap();
+        done(three).await.unwrap();
         assert!(!server.is_asked().await, "what failed is not sent again");
     });
 }
@@ -151,7 +143,7 @@ fn pauses_grow_to_a_second_and_begin_anew() {
         world.pass(seconds(1)).await;
         let mut server = world.accept(Offer::default()).await;
         server.serve().await;
-        one.await.unwrap().unwrap();
+        done(one).await.unwrap();
         let (attempts, slept) = (world.attempts(), world.slept().len());
         world.refuse(true);
         drop(server);
@@ -175,7 +167,7 @@ fn an_attempt_is_bounded_in_time() {
         assert!(!world.knocks().await);
         world.pass(seconds(3)).await;
         world.accept(Offer::default()).await.serve().await;
-        one.await.unwrap().unwrap();
+        done(one).await.unwrap();
         drop(node);
     });
 }
@@ -191,7 +183,7 @@ fn a_server_that_shuts_down_is_left_and_replaced() {
         assert_eq!(server.next().await.kind, DISCONNECT);
         let mut server = world.accept(Offer::default()).await;
         assert_eq!(server.serve().await.kind, WRITE);
-        one.await.unwrap().unwrap();
+        done(one).await.unwrap();
         at_once(node.drain()).await.unwrap();
 
         // One that does not answer what else is in flight is waited for, but not for ever.
@@ -204,8 +196,8 @@ fn a_server_that_shuts_down_is_left_and_replaced() {
         let mut next = world.accept(Offer::default()).await;
         next.serve().await;
         next.serve().await;
-        one.await.unwrap().unwrap();
-        two.await.unwrap().unwrap();
+        done(one).await.unwrap();
+        done(two).await.unwrap();
         drop(server);
     });
 }
@@ -227,7 +219,7 @@ fn a_server_that_falls_over_its_requests_does_not_make_them_wait_for_ever() {
             }
             world.pass(seconds(1)).await;
         }
-        says(&one.await.unwrap().unwrap_err(), Errno::SHUTDOWN, &["more than 30 s"]);
+        says(&done(one).await.unwrap_err(), Errno::SHUTDOWN, &["more than 30 s"]);
         // One that falls over while nobody wants anything of it leaves everybody his time.
         if world.knocks().await {
             drop(world.accept(Offer::default()).await);
@@ -242,7 +234,60 @@ fn a_server_that_falls_over_its_requests_does_not_make_them_wait_for_ever() {
         world.refuse(false);
         world.pass(seconds(1)).await;
         world.accept(Offer::default()).await.serve().await;
-        two.await.unwrap().unwrap();
+        done(two).await.unwrap();
+    });
+}
+
+#[test]
+fn a_server_that_only_ever_shuts_down_is_not_asked_for_ever() {
+    run(async {
+        let world = World::default();
+        let (node, mut server) = world.open("30", Offer::default()).await;
+        let one = write(&node, 0);
+        let mut times = 0;
+        loop {
+            let asked = server.next().await;
+            server.answer(&asked, ESHUTDOWN).await;
+            times += 1;
+            world.pass(seconds(1)).await;
+            if one.is_finished() {
+                break;
+            }
+            assert!(times < 50, "it is sent again and again");
+            server = world.accept(Offer::default()).await;
+        }
+        says(&done(one).await.unwrap_err(), Errno::SHUTDOWN, &["shutting down", "more than 30 s"]);
+        let pauses = world.slept();
+        assert!(pauses.contains(&Duration::from_millis(640)), "{pauses:?}");
+        at_once(node.drain()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_dropped_request_does_not_wait_any_more() {
+    run(async {
+        let world = World::default();
+        let (node, server) = world.open("30", Offer::default()).await;
+        world.refuse(true);
+        drop(server);
+        settle().await;
+        let mut buf = [0; 512];
+        let mut one = Box::pin(node.read(0, &mut buf));
+        assert!(poll_once(&mut one).await.is_none());
+        drop(one);
+        world.pass(seconds(20)).await;
+        world.refuse(false);
+        world.pass(seconds(1)).await;
+        let server = world.accept(Offer::default()).await;
+        // Nobody wanted anything of this connection, so its loss is a new one.
+        world.refuse(true);
+        drop(server);
+        world.pass(seconds(15)).await;
+        let two = read(&node);
+        settle().await;
+        assert!(!two.is_finished());
+        world.pass(seconds(15)).await;
+        done(two).await.unwrap_err();
     });
 }
 
@@ -273,12 +318,12 @@ fn another_export_is_refused_for_good() {
             let mut server = world.accept(other).await;
             let Err(words) = want else {
                 assert_eq!(server.serve().await.kind, WRITE, "{other:?}");
-                one.await.unwrap().unwrap();
+                done(one).await.unwrap();
                 assert_eq!(node.info(), promised, "{other:?}");
                 return;
             };
             assert_eq!(server.next().await.kind, DISCONNECT, "{other:?}");
-            says(&one.await.unwrap().unwrap_err(), Errno::SHUTDOWN, &[words]);
+            says(&done(one).await.unwrap_err(), Errno::SHUTDOWN, &[words]);
             let attempts = world.attempts();
             world.pass(seconds(100)).await;
             assert_eq!(world.attempts(), attempts, "{other:?}");
@@ -357,7 +402,7 @@ fn a_write_that_was_dropped_unanswered_is_open_for_ever() {
                 says(&at_once(drain).await.unwrap_err(), Errno::SHUTDOWN, &words);
                 let two = write(&node, 0);
                 server.serve().await;
-                two.await.unwrap().unwrap();
+                done(two).await.unwrap();
                 says(&at_once(node.drain()).await.unwrap_err(), Errno::SHUTDOWN, &words);
             } else {
                 at_once(drain).await.unwrap();
@@ -374,7 +419,7 @@ fn a_write_whose_failure_was_reported_is_open_for_ever() {
         let (node, one) = cut_amid_a_write(&world, Offer::default()).await;
         at_once(node.drain()).await.unwrap();
         world.pass(seconds(30)).await;
-        one.await.unwrap().unwrap_err();
+        done(one).await.unwrap_err();
         says(&at_once(node.drain()).await.unwrap_err(), Errno::SHUTDOWN, &["1 request"]);
 
         let world = World::default();
@@ -384,7 +429,7 @@ fn a_write_whose_failure_was_reported_is_open_for_ever() {
         let mut server = world.accept(Offer::default()).await;
         let asked = server.next().await;
         server.answer(&asked, 5).await;
-        says(&one.await.unwrap().unwrap_err(), Errno::IO, &[]);
+        says(&done(one).await.unwrap_err(), Errno::IO, &[]);
         says(&at_once(node.drain()).await.unwrap_err(), Errno::SHUTDOWN, &["1 request"]);
     });
 }
@@ -412,7 +457,7 @@ fn what_can_not_land_is_not_held_against_a_drain() {
         world.pass(seconds(1)).await;
         let mut server = world.accept(Offer::default()).await;
         assert_eq!(server.serve().await.offset, 0);
-        one.await.unwrap().unwrap();
+        done(one).await.unwrap();
         assert!(poll_once(&mut two).await.is_none());
         let asked = server.next().await;
         assert_eq!(asked.offset, 1024);
@@ -438,6 +483,53 @@ fn what_can_not_land_is_not_held_against_a_drain() {
     });
 }
 
+#[test]
+fn only_what_changes_the_disk_and_was_sent_is_open() {
+    run(async {
+        // A read, in flight at the loss, dropped while it waits.
+        let world = World::default();
+        let (node, mut server) = world.open("30", Offer::default()).await;
+        let mut buf = [0; 512];
+        let mut one = Box::pin(node.read(0, &mut buf));
+        assert!(poll_once(&mut one).await.is_none());
+        server.next().await;
+        drop(server);
+        settle().await;
+        assert!(poll_once(&mut one).await.is_none());
+        drop(one);
+        at_once(node.drain()).await.unwrap();
+
+        // A write on the second connection.
+        let mut server = world.accept(Offer::default()).await;
+        let mut one = Box::pin(node.write(0, &[7; 512], WriteFlags::empty()));
+        assert!(poll_once(&mut one).await.is_none());
+        server.next().await;
+        drop(one);
+        drop(server);
+        settle().await;
+        says(&at_once(node.drain()).await.unwrap_err(), Errno::SHUTDOWN, &["1 request"]);
+
+        // Zeroes in two steps: the first is answered, for the second there is no connection any more.
+        let world = World::default();
+        let offer = Offer { size: 4 << 20, ..Offer::default() }.without(TransmissionFlags::WRITE_ZEROES);
+        let (node, mut server) = world.open("30", offer).await;
+        let mut zeroes = Box::pin(node.write_zeroes(0, 2 << 20, ZeroFlags::empty()));
+        assert!(poll_once(&mut zeroes).await.is_none());
+        let first = server.next().await;
+        let two = read(&node);
+        let asked = server.next().await;
+        server.answer(&asked, ESHUTDOWN).await;
+        server.answer(&first, 0).await;
+        assert!(poll_once(&mut zeroes).await.is_none());
+        drop(zeroes);
+        at_once(node.drain()).await.unwrap();
+        assert_eq!(server.next().await.kind, DISCONNECT);
+        world.accept(offer).await.serve().await;
+        done(two).await.unwrap();
+        at_once(node.drain()).await.unwrap();
+    });
+}
+
 /// What happens on the first connection of a case about flushing.
 #[derive(Clone, Copy, Debug)]
 enum Before {
@@ -453,29 +545,47 @@ enum Before {
     WriteAndFailingFlush,
     DurableWrite,
     DurableZeroes,
+    WriteThenDurable,
     FailingWrite,
+    /// To a server without trim, and a write of no bytes.
+    NothingSent,
 }
 
 async fn before(node: &Node, server: &mut Puppet, before: Before) {
     use Before::*;
     match before {
         NothingAtAll => {}
+        NothingSent => {
+            at_once(node.discard(0, 512)).await.unwrap();
+            at_once(node.write(0, &[], WriteFlags::empty())).await.unwrap();
+        }
         Write | TwoWrites | WriteAndFlush | WriteAndFailingFlush | FailingWrite => {
             let one = write(node, 0);
             let asked = server.next().await;
             server.answer(&asked, if matches!(before, FailingWrite) { 5 } else { 0 }).await;
-            assert_eq!(one.await.unwrap().is_err(), matches!(before, FailingWrite));
+            assert_eq!(done(one).await.is_err(), matches!(before, FailingWrite));
             if matches!(before, TwoWrites) {
                 let two = write(node, 0);
                 server.serve().await;
-                two.await.unwrap().unwrap();
+                done(two).await.unwrap();
             }
             if matches!(before, WriteAndFlush | WriteAndFailingFlush) {
                 let fails = matches!(before, WriteAndFailingFlush);
                 let flush = flush(node);
                 let asked = server.next().await;
                 server.answer(&asked, if fails { 5 } else { 0 }).await;
-                assert_eq!(flush.await.unwrap().is_err(), fails);
+                assert_eq!(done(flush).await.is_err(), fails);
+            }
+        }
+        WriteThenDurable => {
+            for flags in [WriteFlags::empty(), WriteFlags::FUA] {
+                let node = node.clone();
+                let one = spawn_local(async move { node.write(0, &[7; 512], flags).await });
+                server.serve().await;
+                if !one.is_finished() {
+                    assert_eq!(server.serve().await.kind, FLUSH);
+                }
+                done(one).await.unwrap();
             }
         }
         WriteAmidFlush => {
@@ -483,9 +593,9 @@ async fn before(node: &Node, server: &mut Puppet, before: Before) {
             let asked = server.next().await;
             let one = write(node, 0);
             server.serve().await;
-            one.await.unwrap().unwrap();
+            done(one).await.unwrap();
             server.answer(&asked, 0).await;
-            flush.await.unwrap().unwrap();
+            done(flush).await.unwrap();
         }
         Zeroes | Discard | DurableWrite | DurableZeroes => {
             let node = node.clone();
@@ -502,7 +612,7 @@ async fn before(node: &Node, server: &mut Puppet, before: Before) {
                 // FUA that takes a flush.
                 assert_eq!(server.serve().await.kind, FLUSH);
             }
-            one.await.unwrap().unwrap();
+            done(one).await.unwrap();
         }
     }
 }
@@ -526,11 +636,14 @@ fn success_over_lost_data_is_never_said() {
         (one, one, WriteAndFailingFlush, 1),
         (one, one, DurableWrite, 0),
         (one, one, DurableZeroes, 0),
+        (one, one, WriteThenDurable, 1),
         (one, one, FailingWrite, 0),
         (no_fua, no_fua, Write, 1),
         (no_fua, no_fua, DurableWrite, 0),
         (no_fua, no_fua, DurableZeroes, 0),
+        (no_fua, no_fua, WriteThenDurable, 0),
         (no_trim, no_trim, Write, 1),
+        (no_trim, no_trim, NothingSent, 0),
         (many, many, Write, 0),
         (many, many, WriteAmidFlush, 0),
         (many, one, Write, 1),
@@ -552,7 +665,7 @@ fn success_over_lost_data_is_never_said() {
             if lost == 0 && flushes {
                 assert_eq!(server.serve().await.kind, FLUSH, "{case}");
             }
-            let outcome = at_once(waiting).await.unwrap();
+            let outcome = done(waiting).await;
             assert_eq!(outcome.is_err(), lost > 0, "{case}: {outcome:?}");
             // Over a third connection as well.
             for again in 0..2 {
@@ -564,13 +677,13 @@ fn success_over_lost_data_is_never_said() {
                 let durable = spawn_local(async move { durable.write(0, &[1; 512], WriteFlags::FUA).await });
                 if second.flags.contains(TransmissionFlags::FUA) {
                     assert_eq!(server.serve().await.flags, 1, "{case}");
-                    durable.await.unwrap().unwrap();
+                    done(durable).await.unwrap();
                 } else {
-                    says(&durable.await.unwrap().unwrap_err(), Errno::IO, &[&words]);
+                    says(&done(durable).await.unwrap_err(), Errno::IO, &[&words]);
                 }
                 let plain = write(&node, 0);
                 server.serve().await;
-                plain.await.unwrap().unwrap();
+                done(plain).await.unwrap();
                 if again > 0 || !second.flags.contains(TransmissionFlags::CAN_MULTI_CONN) {
                     // The write just done would be one more.
                     break;
@@ -636,7 +749,7 @@ fn closing_ends_it() {
         let closing = spawn_local(async move { closing.close().await });
         assert_eq!(server.serve().await.kind, FLUSH);
         assert_eq!(server.next().await.kind, DISCONNECT);
-        closing.await.unwrap().unwrap();
+        done(closing).await.unwrap();
         assert!(server.is_left().await);
         world.pass(seconds(60)).await;
         assert_eq!((world.attempts(), world.tasks()), (1, 0));
@@ -646,7 +759,7 @@ fn closing_ends_it() {
         let world = World::default();
         let (node, one) = cut_amid_a_write(&world, Offer::default()).await;
         world.pass(seconds(30)).await;
-        one.await.unwrap().unwrap_err();
+        done(one).await.unwrap_err();
         says(&at_once(node.close()).await.unwrap_err(), Errno::SHUTDOWN, &[]);
         settle().await;
         assert_eq!(world.tasks(), 0);
@@ -661,7 +774,7 @@ fn without_the_option_nothing_is_tried_again() {
         let one = write(&node, 0);
         server.next().await;
         drop(server);
-        says(&at_once(one).await.unwrap().unwrap_err(), Errno::SHUTDOWN, &["the server closed it"]);
+        says(&done(one).await.unwrap_err(), Errno::SHUTDOWN, &["the server closed it"]);
         world.pass(seconds(60)).await;
         assert_eq!((world.attempts(), world.tasks()), (1, 0));
         says(&at_once(node.drain()).await.unwrap_err(), Errno::SHUTDOWN, &[]);
@@ -699,7 +812,7 @@ fn the_first_connection_is_tried_for_as_long_as_the_user_says() {
         let node = at_once(opening).await.unwrap().unwrap();
         let one = read(&node);
         server.serve().await;
-        one.await.unwrap().unwrap();
+        done(one).await.unwrap();
 
         let world = World::default();
         world.refuse(true);

@@ -184,7 +184,7 @@ impl Client {
         self.shared.loss()
     }
 
-    /// Whether the server has answered any request of the transmission phase.
+    /// Whether the server has answered any request of the transmission phase, by more than `NBD_ESHUTDOWN`.
     pub(crate) fn has_answered(&self) -> bool {
         self.shared.has_answered()
     }

@@ -93,7 +93,7 @@ struct State {
     hanging_up: bool,
     /// It is the server that wants us to be gone.
     dismissed: bool,
-    /// A request was answered.
+    /// A request was answered by more than the wish that we leave.
     has_answered: bool,
     /// Requests that change the disk, that nobody waits for, and whose answer will never come: they stay open for ever
     /// (CM 4.5). Shared with later connections to the same export.
@@ -217,7 +217,7 @@ impl Shared {
         state.hanging_up || state.dead.is_some()
     }
 
-    /// Whether any request was ever answered.
+    /// Whether any request was ever answered, by more than `NBD_ESHUTDOWN`.
     pub(super) fn has_answered(&self) -> bool {
         self.state.borrow().has_answered
     }
@@ -325,7 +325,7 @@ impl Shared {
             ReplyEvent::Done { .. } => {
                 pending.check_complete()?;
                 pending.finish();
-                state.has_answered = true;
+                state.has_answered |= pending.reply.error.as_ref().is_none_or(|error| error.errno != Errno::SHUTDOWN);
                 if pending.abandoned {
                     state.pending.remove(&cookie);
                     state.abandoned = state.abandoned.saturating_sub(1);

@@ -2,8 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::panic::Location;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -70,6 +72,22 @@ pub async fn settle() {
     }
 }
 
+/// What comes of that without help of the test, and without time; it has to be something.
+#[track_caller]
+pub fn at_once<T>(task: impl Future<Output = T>) -> impl Future<Output = T> {
+    let place = Location::caller();
+    async move {
+        let mut task = pin!(task);
+        for _ in 0..40 {
+            if let Some(done) = futures_lite::future::poll_once(task.as_mut()).await {
+                return done;
+            }
+            settle().await;
+        }
+        panic!("what is awaited at {place} does not happen");
+    }
+}
+
 impl World {
     /// Whether connections are refused.
     pub fn refuse(&self, refuse: bool) {
@@ -122,7 +140,7 @@ impl World {
     pub async fn open(&self, delay: &str, offer: Offer) -> (Node, Puppet) {
         let opening = self.opening(&[("reconnect-delay", delay)]);
         let puppet = self.accept(offer).await;
-        (opening.await.unwrap().unwrap(), puppet)
+        (at_once(opening).await.unwrap().unwrap(), puppet)
     }
 
     /// Whether somebody wants in.
@@ -140,7 +158,7 @@ impl World {
     /// Lets the next connection in.
     pub async fn accept(&self, offer: Offer) -> Puppet {
         let mut puppet = Puppet { stream: self.arrival().await };
-        puppet.negotiate(offer).await;
+        at_once(puppet.negotiate(offer)).await;
         settle().await;
         puppet
     }
@@ -224,7 +242,12 @@ impl Puppet {
     }
 
     /// The next request.
-    pub async fn next(&mut self) -> Asked {
+    #[track_caller]
+    pub fn next(&mut self) -> impl Future<Output = Asked> {
+        at_once(self.receive())
+    }
+
+    async fn receive(&mut self) -> Asked {
         let mut head = [0; 28];
         self.stream.read_exact(&mut head).await.unwrap();
         let number = |at: usize| u16::from_be_bytes(head[at..at + 2].try_into().unwrap());
