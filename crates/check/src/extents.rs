@@ -7,9 +7,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use crate::code::Code;
 use crate::context::Context;
+use crate::finding::Finding;
 use crate::layout::Layout;
-use crate::map::{Claim, Class};
+use crate::map::{Claim, Class, Owner};
 use crate::tally::{Tally, in_windows};
 
 /// Below this number of units a window is not split any more: as many references to it as memory holds must overlap.
@@ -82,6 +84,29 @@ pub(crate) fn lay_out(cx: &mut Context<'_>, unit: u64, origin: u64, tables: &mut
     if done.is_err() || left_out {
         cx.could_not("so many references overlap that memory does not hold them all: not all of them are listed");
     }
+}
+
+/// A finding about two who claim the same bytes: what of the disk both have there is lost, unless `keeps` says so of an owner.
+pub(crate) fn claimed_twice(
+    cx: &mut Context<'_>,
+    code: &'static Code,
+    owners: [Owner; 2],
+    shared: Range<u64>,
+    unit: u64,
+    keeps: impl Fn(&Owner) -> bool,
+) {
+    let units = shared.end.saturating_sub(shared.start).div_ceil(unit.max(1));
+    let [one, other] = &owners;
+    let words = format!("{:#x}..{:#x} is claimed by {} and by {}", shared.start, shared.end, one.label, other.label);
+    let mut finding = Finding::new(code, words).host(shared).count(units.max(1));
+    for owner in owners {
+        if let Some(guest) = owner.guest.clone().filter(|guest| !guest.is_empty() && !keeps(&owner)) {
+            cx.lose(guest.clone());
+            finding = finding.guest(guest);
+        }
+        finding = finding.owner(owner);
+    }
+    cx.find(finding);
 }
 
 /// Where units begin.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::bytes::le_u32;
 use crate::context::Context;
-use crate::extents::Tables;
+use crate::extents::{Tables, claimed_twice};
 use crate::finding::Finding;
 use crate::fold::{Fold, Stretch};
 use crate::holes;
@@ -320,18 +320,7 @@ impl Tables for Bat {
             _ => codes::METADATA_TWICE,
         };
         let owners = [first, second].map(|claim| self.owner(claim, &shared));
-        let [one, other] = [0, 1].map(|which: usize| owners.get(which).map_or("", |owner| owner.label.as_str()));
-        let words = format!("{:#x}..{:#x} is claimed by {one} and by {other}", shared.start, shared.end);
-        let clusters = shared.end.saturating_sub(shared.start).div_ceil(self.header.cluster.max(1));
-        let mut finding = Finding::new(code, words).host(shared).count(clusters.max(1));
-        for owner in owners {
-            if let Some(guest) = owner.guest.clone().filter(|guest| !guest.is_empty()) {
-                cx.lose(guest.clone());
-                finding = finding.guest(guest);
-            }
-            finding = finding.owner(owner);
-        }
-        cx.find(finding);
+        claimed_twice(cx, code, owners, shared, self.header.cluster, |_| false);
     }
 
     fn vacant(&mut self, cx: &mut Context<'_>, range: Range<u64>) {

@@ -7,7 +7,6 @@
 use std::ops::Range;
 
 use crate::budget::{Budget, Full};
-use crate::bytes::{be_u64, is_zero};
 use crate::code::general;
 use crate::finding::Finding;
 use crate::map::Class;
@@ -86,30 +85,7 @@ pub(crate) fn each_entry<E>(
     root: &Root,
     mut each: impl FnMut(u64, u64) -> Result<(), E>,
 ) -> Result<(), E> {
-    let end = root.table.offset.saturating_add(root.table.entries.saturating_mul(8));
-    let mut at = root.table.offset;
-    let mut index = 0u64;
-    while at < end {
-        let piece = reader.get(at, end.saturating_sub(at).min(1 << 16), end);
-        if piece.len() < 8 {
-            break;
-        }
-        for chunk in piece.chunks(512) {
-            if is_zero(chunk) {
-                index = index.saturating_add(chunk.len() as u64 / 8);
-                continue;
-            }
-            for entry in chunk.as_chunks::<8>().0 {
-                let raw = be_u64(entry, 0);
-                if raw != 0 {
-                    each(index, raw)?;
-                }
-                index = index.saturating_add(1);
-            }
-        }
-        at = at.saturating_add(piece.len() as u64 & !7);
-    }
-    Ok(())
+    reader.entries(root.table.offset, 0..root.table.entries, &mut each)
 }
 
 /// What is wrong with one L1 entry.

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use crate::bytes::{be_u64, is_zero};
 use crate::source::Source;
 
 /// Unreadable places kept apart; beyond that only the last one grows.
@@ -69,6 +70,41 @@ impl<'a> Reader<'a> {
                 }
             }
         }
+    }
+
+    /// Calls `each` with index and value of those entries of the table at `table` that are not 0. Entries are big-endian numbers
+    /// of 64 bits, as those of the L1 table and of the refcount table are.
+    pub(crate) fn entries<E>(
+        &mut self,
+        table: u64,
+        entries: Range<u64>,
+        each: &mut impl FnMut(u64, u64) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let at_of = |index: u64| table.saturating_add(index.saturating_mul(8));
+        let end = at_of(entries.end);
+        let mut index = entries.start;
+        while index < entries.end {
+            let at = at_of(index);
+            let piece = self.get(at, end.saturating_sub(at).min(1 << 16), end);
+            if piece.len() < 8 {
+                break;
+            }
+            for chunk in piece.chunks(512) {
+                // Most of a large table was never written to.
+                if is_zero(chunk) {
+                    index = index.saturating_add(chunk.len() as u64 / 8);
+                    continue;
+                }
+                for entry in chunk.as_chunks::<8>().0 {
+                    let raw = be_u64(entry, 0);
+                    if raw != 0 {
+                        each(index, raw)?;
+                    }
+                    index = index.saturating_add(1);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether any byte of a range could not be read.

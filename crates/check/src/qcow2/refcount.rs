@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::budget::Full;
-use crate::bytes::{be_u64, is_zero};
+use crate::bytes::is_zero;
 use crate::code::general;
 use crate::finding::Finding;
 
@@ -27,30 +27,7 @@ pub(crate) fn each_entry<E>(
     mut each: impl FnMut(u64, u64) -> Result<(), E>,
 ) -> Result<(), E> {
     let range = range.start.min(table.entries)..range.end.min(table.entries);
-    let at_of = |index: u64| table.offset.saturating_add(index.saturating_mul(8));
-    let end = at_of(range.end);
-    let mut index = range.start;
-    while index < range.end {
-        let at = at_of(index);
-        let piece = reader.get(at, end.saturating_sub(at).min(1 << 16), end);
-        if piece.len() < 8 {
-            break;
-        }
-        for chunk in piece.chunks(512) {
-            if is_zero(chunk) {
-                index = index.saturating_add(chunk.len() as u64 / 8);
-                continue;
-            }
-            for entry in chunk.as_chunks::<8>().0 {
-                let raw = be_u64(entry, 0);
-                if raw != 0 {
-                    each(index, raw)?;
-                }
-                index = index.saturating_add(1);
-            }
-        }
-    }
-    Ok(())
+    reader.entries(table.offset, range, &mut each)
 }
 
 /// Where a refcount block is.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::bytes::le_u64;
 use crate::context::Context;
-use crate::extents::Tables;
+use crate::extents::{Tables, claimed_twice};
 use crate::finding::{Confidence, Finding};
 use crate::fold::{Fold, Stretch};
 use crate::holes;
@@ -523,20 +523,9 @@ impl Tables for Walker {
         let data = first.class == Class::Data && second.class == Class::Data;
         let code = if data { codes::DATA_TWICE } else { codes::TABLE_TWICE };
         let owners = [first, second].map(|claim| self.owner(claim, &shared));
-        let [one, other] = [0, 1].map(|which: usize| owners.get(which).map_or("", |owner| owner.label.as_str()));
-        let words = format!("{:#x}..{:#x} is claimed by {one} and by {other}", shared.start, shared.end);
-        let clusters = shared.end.saturating_sub(shared.start).div_ceil(self.header.cluster.max(1));
-        let mut finding = Finding::new(code, words).host(shared).count(clusters.max(1));
         self.table_shared |= first.class == Class::L2 || second.class == Class::L2;
-        for owner in owners {
-            // Of a shared L1 table only the entries in question would be lost, and what they say is told on its own.
-            if let Some(guest) = owner.guest.clone().filter(|guest| !guest.is_empty() && owner.class != Class::L1) {
-                cx.lose(guest.clone());
-                finding = finding.guest(guest);
-            }
-            finding = finding.owner(owner);
-        }
-        cx.find(finding);
+        // Of a shared L1 table only the entries in question would be lost, and what they say is told on its own.
+        claimed_twice(cx, code, owners, shared, self.header.cluster, |owner| owner.class == Class::L1);
     }
 
     fn vacant(&mut self, cx: &mut Context<'_>, range: Range<u64>) {
