@@ -1,7 +1,7 @@
 //! Sector bitmaps of VHD images with very many blocks: listed as long as the images have few blocks in the file, however many
 //! they could have; where they are too many, that is said with their number.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod generate;
 

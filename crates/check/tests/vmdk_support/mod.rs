@@ -1,4 +1,6 @@
-//! Real VMDK images, made by qemu-img, and the places in them that the tests damage.
+//! Real VMDK images, made by qemu-img, and what is said of them.
+
+#![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
