@@ -5,12 +5,15 @@ use std::rc::Rc;
 use anyhow::Context as _;
 use blkproof_block::Node;
 use blkproof_block::graph::{CacheMode, OpenContext, OpenFlags, Registry};
+use blkproof_fault::filter::FaultDriver;
 use blkproof_fault::lab::Lab;
+use blkproof_fault::rule::RuleSet;
 use blkproof_fault::stats::StatsDriver;
 use blkproof_nbd::driver::NbdDriver;
 use blkproof_verify::OnMismatch;
 
 use crate::clock::MachineClock;
+use crate::messages::without_number;
 use crate::mismatches::Mismatches;
 use crate::sockets::Sockets;
 
@@ -33,8 +36,25 @@ pub(crate) fn registry_with(mismatches: &Mismatches, on_mismatch: OnMismatch, la
     registry.add(blkproof_formats::vdi::VdiDriver);
     registry.add(NbdDriver(Sockets));
     registry.add(mismatches.driver(on_mismatch));
+    registry.add(FaultDriver::new(lab, Rc::new(read_rules)));
     registry.add(StatsDriver::new(lab));
     registry
+}
+
+/// Reads a rule file; what its author hardly meant is a warning.
+///
+/// # Errors
+/// With everything that is wrong with it, a line each.
+pub(crate) fn read_rules(path: &str) -> Result<RuleSet, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let words = error.to_string();
+        format!("could not read the rules in '{path}': {}", without_number(&words))
+    })?;
+    let read = blkproof_fault::file::read(path, &text).map_err(|mistakes| mistakes.to_string())?;
+    for warning in &read.warnings {
+        eprintln!("warning: {}", blkproof_fault::file::in_file(path, warning));
+    }
+    Ok(read.rules)
 }
 
 /// How an image given on the command line is to be opened.

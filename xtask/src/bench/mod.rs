@@ -74,6 +74,10 @@ const BENCHMARKS: &[(&str, Measure)] = &[
     }),
     ("blkverify-random-4k-light", |bench| bench.blkverify("blkverify, 4 KiB random reads, light client", light)),
     ("blkverify-random-4k-fio", |bench| bench.blkverify("blkverify, 4 KiB random reads, fio", fio::run)),
+    ("fault-idle-random-4k-light", |bench| {
+        bench.idle("4 KiB random reads, light client, no node and idle nodes", light)
+    }),
+    ("fault-idle-random-4k-fio", |bench| bench.idle("4 KiB random reads, fio, no node and idle nodes", fio::run)),
     ("compare-4g", compare::run),
     ("check-1t-in-order", check::in_order),
     ("check-1t-shuffled", check::shuffled),
@@ -130,6 +134,18 @@ impl Bench<'_> {
         }
         let pair = Served::Mirror { raw, qcow2 };
         self.race(title, &[Server::Blkproof(pair.clone()), Server::QemuNbd(pair)], Load::RANDOM, client)
+    }
+
+    /// What filters of ours cost that have nothing to do.
+    fn idle(&self, title: &str, client: Client) -> anyhow::Result<Table> {
+        let raw = self.raw_image()?;
+        let under = |filter| Server::Blkproof(Served::Under { filter, raw: raw.clone() });
+        self.race(
+            title,
+            &[Server::Blkproof(Served::Raw(raw.clone())), under("fault"), under("stats")],
+            Load::RANDOM,
+            client,
+        )
     }
 
     /// Runs every contender in every round. The first one is ours; ratios are ours to theirs.

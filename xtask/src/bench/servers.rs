@@ -13,7 +13,15 @@ use crate::shell;
 #[derive(Clone)]
 pub(super) enum Served {
     Raw(PathBuf),
-    Mirror { raw: PathBuf, qcow2: PathBuf },
+    Mirror {
+        raw: PathBuf,
+        qcow2: PathBuf,
+    },
+    /// A raw image under a filter of ours that has nothing to do.
+    Under {
+        filter: &'static str,
+        raw: PathBuf,
+    },
 }
 
 pub(super) enum Server {
@@ -25,6 +33,7 @@ pub(super) enum Server {
 impl Server {
     pub(super) fn name(&self) -> &'static str {
         match self {
+            Self::Blkproof(Served::Under { filter, .. }) => filter,
             Self::Blkproof(_) => "blkproof",
             Self::QemuNbd(_) => "qemu-nbd",
             Self::Nbdkit(_) => "nbdkit file",
@@ -37,7 +46,9 @@ impl Server {
             Self::Blkproof(Served::Mirror { raw, qcow2 }) | Self::QemuNbd(Served::Mirror { raw, qcow2 }) => {
                 vec![raw, qcow2]
             }
-            Self::Blkproof(Served::Raw(raw)) | Self::QemuNbd(Served::Raw(raw)) | Self::Nbdkit(raw) => vec![raw],
+            Self::Blkproof(Served::Raw(raw) | Served::Under { raw, .. })
+            | Self::QemuNbd(Served::Raw(raw) | Served::Under { raw, .. })
+            | Self::Nbdkit(raw) => vec![raw],
         }
     }
 
@@ -49,7 +60,14 @@ impl Server {
             Self::Blkproof(Served::Mirror { raw, qcow2 }) => {
                 format!("blkproof serve --unix {socket} blkverify:{}:{}", raw.display(), qcow2.display())
             }
-            Self::QemuNbd(Served::Raw(raw)) => format!("qemu-nbd -t -k {socket} -f raw {}", raw.display()),
+            Self::Blkproof(Served::Under { filter, raw }) => format!(
+                "blkproof serve --unix {socket} --image-opts driver={filter},file.driver=raw,file.file.driver=file,\
+                 file.file.filename={}",
+                raw.display()
+            ),
+            Self::QemuNbd(Served::Raw(raw) | Served::Under { raw, .. }) => {
+                format!("qemu-nbd -t -k {socket} -f raw {}", raw.display())
+            }
             Self::QemuNbd(Served::Mirror { raw, qcow2 }) => format!(
                 "qemu-nbd -t -k {socket} --image-opts driver=blkverify,raw.driver=raw,raw.file.driver=file,\
                  raw.file.filename={},test.driver=qcow2,test.file.driver=file,test.file.filename={}",
