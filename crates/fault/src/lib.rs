@@ -12,7 +12,9 @@
 pub mod ask;
 pub mod blkdebug;
 pub mod clock;
+pub mod disk;
 pub mod engine;
+pub mod file;
 pub mod filter;
 pub mod lab;
 pub mod log_writes;
