@@ -10,12 +10,9 @@ use std::ops::Range;
 use crate::code::Code;
 use crate::context::Context;
 use crate::finding::Finding;
-use crate::layout::Layout;
+use crate::layout::{Layout, window_by_window};
 use crate::map::{Claim, Class, Owner};
-use crate::tally::{Tally, in_windows};
-
-/// Below this number of units a window is not split any more: as many references to it as memory holds must overlap.
-const WINDOW_MIN: u64 = 1 << 15;
+use crate::tally::Tally;
 
 /// The tables of a format.
 pub(crate) trait Tables {
@@ -33,57 +30,58 @@ pub(crate) trait Tables {
 
 /// Walks the tables, and fills the map of the file, which was begun with [`Context::map_host`]. Data lies in units of
 /// `unit` bytes, one of which begins at `origin` (as long as nothing is wrong).
-pub(crate) fn lay_out(cx: &mut Context<'_>, unit: u64, origin: u64, tables: &mut impl Tables) {
+pub(crate) fn lay_out<T: Tables>(cx: &mut Context<'_>, unit: u64, origin: u64, tables: &mut T) {
     let (unit, file_len, budget) = (unit.max(1), cx.file_len(), cx.budget);
     if unclaimed_twice(cx, &Units::new(unit, origin), tables) {
         return;
     }
     let mut left_out = false;
-    let done = in_windows(file_len.div_ceil(unit), |window| {
-        let within = window.start.saturating_mul(unit)..window.end.saturating_mul(unit).min(file_len);
-        let mut layout = Layout::new(budget);
-        let mut full = None;
-        tables.walk(cx, false, &mut |claim| {
+    let fill = |both: &mut Both<'_, '_, T>, within: &Range<u64>, layout: &mut Layout<'_>| {
+        let mut full = Ok(());
+        both.tables.walk(both.cx, false, &mut |claim| {
             let range = claim.range();
-            if full.is_none() && range.start < within.end && range.end > within.start {
-                full = layout.add(claim.start, claim.len, claim.class, claim.index).err();
+            if full.is_ok() && range.start < within.end && range.end > within.start {
+                full = layout.add(claim.start, claim.len, claim.class, claim.index);
             }
-            full.is_none()
+            full.is_ok()
         });
-        if let Some(full) = full {
-            if window.end.saturating_sub(window.start) > WINDOW_MIN {
-                return Err(full);
-            }
-            left_out = true;
-        }
-        let complete = full.is_none();
+        full
+    };
+    let mut both = Both { cx, tables };
+    let done = window_by_window(budget, file_len, unit, &mut both, fill, |both, within, layout, complete| {
+        left_out |= !complete;
         // Both closures report to the same two.
-        let both = RefCell::new((&mut *cx, &mut *tables));
+        let both = RefCell::new(both);
         layout.sweep(
             within.clone(),
             |first, second, shared| {
                 // A pair that reaches into the next window is told in the one where the second begins, and a pair that
                 // begins before this one has been told.
                 if within.contains(&shared.start) {
-                    let (cx, tables) = &mut *both.borrow_mut();
-                    tables.overlap(cx, first, second, shared);
+                    let both = &mut **both.borrow_mut();
+                    both.tables.overlap(both.cx, first, second, shared);
                 }
             },
             |range, class| {
-                let (cx, tables) = &mut *both.borrow_mut();
+                let both = &mut **both.borrow_mut();
                 match class {
-                    Some(class) => cx.add_host(range, class),
-                    None if complete => tables.vacant(cx, range),
+                    Some(class) => both.cx.add_host(range, class),
+                    None if complete => both.tables.vacant(both.cx, range),
                     // Somebody who found no room may claim it.
-                    None => cx.add_host(range, Class::Unknown),
+                    None => both.cx.add_host(range, Class::Unknown),
                 }
             },
         );
-        Ok(())
     });
     if done.is_err() || left_out {
         cx.could_not("so many references overlap that memory does not hold them all: not all of them are listed");
     }
+}
+
+/// What a walk and a sweep work on.
+struct Both<'m, 'c, T> {
+    cx: &'m mut Context<'c>,
+    tables: &'m mut T,
 }
 
 /// A finding about two who claim the same bytes: what of the disk both have there is lost, unless `keeps` says so of an owner.

@@ -8,6 +8,10 @@ use std::ops::Range;
 
 use crate::budget::{Budget, Full};
 use crate::map::{Claim, Class};
+use crate::tally::in_windows;
+
+/// Below this number of units a window is not split any more: as many references to it as memory holds must overlap.
+const WINDOW_MIN: u64 = 1 << 15;
 
 const STEP: usize = 4096;
 
@@ -111,6 +115,31 @@ impl SweepLine {
             self.at = end;
         }
     }
+}
+
+/// Goes over a file of `len` bytes in as few windows of whole units as memory allows. `fill` adds everything that reaches into a
+/// window; then `each` gets the layout, and whether it is complete: where even in the smallest window too many claim the same
+/// place, some of them are missing. `state` is what both work on.
+pub(crate) fn window_by_window<S>(
+    budget: &Budget,
+    len: u64,
+    unit: u64,
+    state: &mut S,
+    mut fill: impl FnMut(&mut S, &Range<u64>, &mut Layout<'_>) -> Result<(), Full>,
+    mut each: impl FnMut(&mut S, &Range<u64>, &mut Layout<'_>, bool),
+) -> Result<(), Full> {
+    in_windows(len.div_ceil(unit.max(1)), |units| {
+        let smallest = units.end.saturating_sub(units.start) <= WINDOW_MIN;
+        let window = units.start.saturating_mul(unit)..units.end.saturating_mul(unit).min(len);
+        let mut layout = Layout::new(budget);
+        let filled = fill(state, &window, &mut layout);
+        // Claims that do not overlap fit into the smallest window.
+        if filled.is_err() && !smallest {
+            return Err(Full);
+        }
+        each(state, &window, &mut layout, filled.is_ok());
+        Ok(())
+    })
 }
 
 #[cfg(test)]

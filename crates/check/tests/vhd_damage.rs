@@ -4,6 +4,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 #![allow(clippy::single_range_in_vec_init)]
 
+mod patched;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::process::Command;
@@ -14,6 +16,7 @@ use blkproof_check::code::Severity;
 use blkproof_check::source::{MemorySource, Source};
 use blkproof_check::watch::Silent;
 use blkproof_check::{Format, Options, Report, Verdict, check};
+use patched::Patched;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 2 * MIB;
@@ -401,37 +404,6 @@ fn assumptions_replace_what_is_gone() {
     let report = checked(&MemorySource(image), &Options { assume, ..options() }, "assumed");
     let guest = report.guest.unwrap();
     assert_eq!(guest.bytes(blkproof_check::map::GuestState::Data), WRITTEN.len() as u64 * BLOCK);
-}
-
-/// An image with some bytes replaced, without a copy of it for each.
-struct Patched<'a> {
-    base: &'a [u8],
-    edits: Vec<(u64, Vec<u8>)>,
-    len: u64,
-}
-
-impl Source for Patched<'_> {
-    fn name(&self) -> String {
-        format!("{:x?}", self.edits)
-    }
-
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn read_at(&self, at: u64, buf: &mut [u8]) -> std::io::Result<usize> {
-        let there = (self.len.saturating_sub(at) as usize).min(buf.len());
-        let from = self.base.get(at as usize..).unwrap_or_default();
-        let copied = from.len().min(there);
-        buf[..copied].copy_from_slice(&from[..copied]);
-        buf[copied..there].fill(0);
-        for (start, bytes) in &self.edits {
-            for (place, byte) in (*start..).zip(bytes).filter(|(place, _)| (at..at + there as u64).contains(place)) {
-                buf[(place - at) as usize] = *byte;
-            }
-        }
-        Ok(there)
-    }
 }
 
 /// Every field of footer, copy, dynamic header and table, with every extreme value: a verdict each, within little

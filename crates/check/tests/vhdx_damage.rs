@@ -4,6 +4,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 #![allow(clippy::single_range_in_vec_init)]
 
+mod patched;
 mod vhdx_image;
 
 use std::collections::BTreeSet;
@@ -16,6 +17,7 @@ use blkproof_check::map::GuestState;
 use blkproof_check::source::{FileSource, Source};
 use blkproof_check::watch::Silent;
 use blkproof_check::{Assume, Format, Options, Report, Verdict, check};
+use patched::Patched;
 use vhdx_image::*;
 
 /// First bytes of the identifiers of metadata items.
@@ -434,37 +436,6 @@ fn lost_regions_are_found_and_lost_values_assumed() {
     let options = Options { assume, ..options() };
     let report = checked(&FileSource::open(&image.path).unwrap(), &options, "assumed");
     assert_eq!(report.guest.map(|guest| guest.totals), Some(sound));
-}
-
-/// Metadata of an image with some bytes replaced; blocks are left out.
-struct Patched<'a> {
-    base: &'a [u8],
-    edits: Vec<(u64, Vec<u8>)>,
-    len: u64,
-}
-
-impl Source for Patched<'_> {
-    fn name(&self) -> String {
-        format!("{:x?}", self.edits)
-    }
-
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn read_at(&self, at: u64, buf: &mut [u8]) -> std::io::Result<usize> {
-        let there = (self.len.saturating_sub(at) as usize).min(buf.len());
-        let from = self.base.get(at as usize..).unwrap_or_default();
-        let copied = from.len().min(there);
-        buf[..copied].copy_from_slice(&from[..copied]);
-        buf[copied..there].fill(0);
-        for (start, bytes) in &self.edits {
-            for (place, byte) in (*start..).zip(bytes).filter(|(place, _)| (at..at + there as u64).contains(place)) {
-                buf[(place - at) as usize] = *byte;
-            }
-        }
-        Ok(there)
-    }
 }
 
 /// Every field of every structure with extreme values, checksums wrong and right: a verdict each, within little memory.

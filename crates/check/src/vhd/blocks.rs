@@ -10,14 +10,11 @@ use crate::bytes::is_zero;
 use crate::context::Context;
 use crate::finding::{Confidence, Finding};
 use crate::holes;
-use crate::layout::Layout;
+use crate::layout::{Layout, window_by_window};
 use crate::map::{Claim, Class, GuestState, Owner};
-use crate::tally::in_windows;
 
 /// Bytes of the table read at once.
 const CHUNK: u64 = 1 << 20;
-/// A window of this many sectors is not divided any further.
-const WINDOW_MIN: u64 = 1 << 15;
 
 /// So many sector bitmaps are listed as metadata of their own: memory is not asked for a million of them.
 const BITMAPS_LISTED: usize = 1 << 16;
@@ -336,26 +333,18 @@ fn place(cx: &mut Context<'_>, table: &Table, end: Option<&Range<u64>>, fixed: &
     let tail = end.map_or(len, |range| range.start);
     let flawed = table.flawed(cx);
     let mut bitmaps = Bitmaps::default();
-    let done = in_windows(len.div_ceil(512), |window| {
-        let smallest = window.end.saturating_sub(window.start) <= WINDOW_MIN;
-        let window = window.start.saturating_mul(512)..window.end.saturating_mul(512).min(len);
-        let mut layout = Layout::new(budget);
-        let filled = fill(cx, table, fixed, &window, &mut layout);
-        // Blocks that do not overlap fit into the smallest window: here many claim the same place, some of them are
-        // told.
-        if filled.is_err() && !smallest {
-            return Err(Full);
-        }
-        let whole = table.whole && filled.is_ok() && !cx.stopped();
-        if filled.is_err() {
+    let fill =
+        |cx: &mut Context<'_>, window: &Range<u64>, layout: &mut Layout<'_>| fill(cx, table, fixed, window, layout);
+    let done = window_by_window(budget, len, 512, cx, fill, |cx, window, layout, complete| {
+        let whole = table.whole && complete && !cx.stopped();
+        if !complete {
             cx.could_not(format!(
                 "all claims between {:#x} and {:#x}: more than memory holds",
                 window.start, window.end
             ));
         }
-        sweep(cx, table, &window, &mut layout, Rest { whole, flawed, tail });
-        bitmaps.list(cx, &window, &layout);
-        Ok(())
+        sweep(cx, table, window, layout, Rest { whole, flawed, tail });
+        bitmaps.list(cx, window, layout);
     });
     if let Some(map) = &mut cx.host {
         map.claims.sort_unstable();

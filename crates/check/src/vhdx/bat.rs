@@ -12,17 +12,14 @@ use crate::bytes::{is_zero, le_u64};
 use crate::code::{Code, Severity};
 use crate::context::Context;
 use crate::finding::{Confidence, Finding};
-use crate::layout::Layout;
+use crate::layout::{Layout, window_by_window};
 use crate::map::{Claim, Class, GuestState, Owner};
 use crate::source::Source as _;
-use crate::tally::in_windows;
 use crate::vhd::overwritten::Overwritten;
 
 const MIB: u64 = 1 << 20;
 /// Bytes of the table read at once.
 const CHUNK: u64 = 1 << 20;
-/// A window of this many megabytes is not divided any further.
-const WINDOW_MIN: u64 = 1 << 15;
 /// Entries that the log of QEMU before 8.0 shifted together: those of one logged sector.
 const PAGE: u64 = 512;
 const ZEROES: [u8; SECTOR_LEN] = [0; SECTOR_LEN];
@@ -687,42 +684,32 @@ fn place(cx: &mut Context<'_>, view: &Replayed<'_>, table: &Table, fixed: &[Clai
     let budget = cx.budget;
     let len = cx.file_len();
     cx.map_host(table.block, Vec::new());
-    let done = in_windows(len.div_ceil(MIB), |window| {
-        let smallest = window.end.saturating_sub(window.start) <= WINDOW_MIN;
-        let window = window.start.saturating_mul(MIB)..window.end.saturating_mul(MIB).min(len);
+    let fill = |cx: &mut Context<'_>, window: &Range<u64>, layout: &mut Layout<'_>| {
         let reaches = |claim: &Claim| claim.start < window.end && claim.range().end > window.start;
-        let mut layout = Layout::new(budget);
-        let mut fill = || {
-            for claim in fixed.iter().filter(|claim| reaches(claim)) {
+        for claim in fixed.iter().filter(|claim| reaches(claim)) {
+            layout.add(claim.start, claim.len, claim.class, claim.index)?;
+        }
+        table.read(cx, view, |_, index, entry| {
+            let Some(claim) = table.claim(view, index, entry) else { return Ok(()) };
+            if claim.class == Class::Data {
+                slots.remove(&claim.start);
+            }
+            if reaches(&claim) {
                 layout.add(claim.start, claim.len, claim.class, claim.index)?;
             }
-            table.read(cx, view, |_, index, entry| {
-                let Some(claim) = table.claim(view, index, entry) else { return Ok(()) };
-                if claim.class == Class::Data {
-                    slots.remove(&claim.start);
-                }
-                if reaches(&claim) {
-                    layout.add(claim.start, claim.len, claim.class, claim.index)?;
-                }
-                Ok(())
-            })
-        };
-        let filled = fill();
-        // Blocks that do not overlap fit into the smallest window: here many claim the same place, some of them are
-        // told.
-        if filled.is_err() && !smallest {
-            return Err(Full);
-        }
-        if filled.is_err() {
+            Ok(())
+        })
+    };
+    let done = window_by_window(budget, len, MIB, cx, fill, |cx, window, layout, complete| {
+        if !complete {
             cx.could_not(format!(
                 "all claims between {:#x} and {:#x}: more than memory holds",
                 window.start, window.end
             ));
         }
-        let whole =
-            filled.is_ok() && table.certain && table.log_known && table.there(view) >= table.entries && !cx.stopped();
-        sweep(cx, Some(table), &window, &mut layout, whole);
-        Ok(())
+        let known = table.certain && table.log_known && table.there(view) >= table.entries;
+        let whole = complete && known && !cx.stopped();
+        sweep(cx, Some(table), window, layout, whole);
     });
     if done.is_err() {
         cx.could_not("who lies where in the file: not enough memory; allow more with --memory");
