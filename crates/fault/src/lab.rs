@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::ask::Asks;
+use crate::blkdebug;
 use crate::clock::SharedClock;
+use crate::disk::Disk;
 use crate::filter::Faults;
 use crate::log_writes::node::WriteLog;
 use crate::notice::Notices;
@@ -17,6 +19,10 @@ use crate::trace::Trace;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Part {
+    /// blkdebug: rules and breakpoints.
+    Blkdebug(Rc<blkdebug::Handle>),
+    /// A disk with a write cache.
+    Disk(Disk),
     /// Rules.
     Fault(Rc<Faults>),
     /// A write log.

@@ -1,0 +1,620 @@
+//! The pure cache against the formulas of CM 5.1, computed another way: from the log of events, with whole images.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use blkproof_block::ByteRange;
+use blkproof_block::testing::{Choices, hash};
+use blkproof_fault::disk::model::{ChangeId, Covered, Model, Moment, Request, Sabotage};
+use blkproof_fault::disk::{Profile, State, StateName, WriteBack};
+
+const BLOCK: usize = 512;
+
+/// An image: its size is the length.
+type Image = Vec<u8>;
+
+/// A request as the reference sees it.
+#[derive(Clone)]
+struct Op {
+    id: ChangeId,
+    /// Blocks it touches, with their content once it was done.
+    versions: Vec<(usize, Vec<u8>)>,
+    complete: Option<u64>,
+    fua: bool,
+}
+
+/// The log, and nothing else.
+#[derive(Default)]
+struct Reference {
+    clock: u64,
+    ops: Vec<Op>,
+    /// When each flush that completed was sent.
+    flushes: Vec<u64>,
+    now: Image,
+    initial: Image,
+}
+
+impl Reference {
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    fn durable(&self, op: &Op) -> bool {
+        op.complete.is_some_and(|complete| op.fua || self.flushes.iter().any(|&submit| complete < submit))
+    }
+
+    /// Requests that are volatile and have a version left, and per block the base and the versions by request.
+    #[allow(clippy::type_complexity)]
+    fn point(&self) -> (BTreeSet<ChangeId>, Vec<(Vec<u8>, Vec<(ChangeId, Vec<u8>)>)>) {
+        let mut volatile = BTreeSet::new();
+        let blocks = self.initial.len() / BLOCK;
+        let point = (0..blocks)
+            .map(|block| {
+                let mut base = self.initial[block * BLOCK..(block + 1) * BLOCK].to_vec();
+                let mut newer = Vec::new();
+                for op in &self.ops {
+                    for (_, content) in op.versions.iter().filter(|(at, _)| *at == block) {
+                        if self.durable(op) {
+                            base.clone_from(content);
+                            newer.clear();
+                        } else {
+                            newer.push((op.id, content.clone()));
+                        }
+                    }
+                }
+                volatile.extend(newer.iter().map(|(id, _)| *id));
+                (base, newer)
+            })
+            .collect();
+        (volatile, point)
+    }
+
+    /// Every image that each block may choose for itself.
+    fn by_block(&self) -> BTreeSet<Image> {
+        let (_, point) = self.point();
+        let mut images = BTreeSet::from([Vec::new()]);
+        for (base, newer) in point {
+            let contents: BTreeSet<_> = newer.into_iter().map(|(_, content)| content).chain([base]).collect();
+            images = images
+                .iter()
+                .flat_map(|image: &Image| contents.iter().map(move |content| [&image[..], content].concat()))
+                .collect();
+        }
+        images
+    }
+
+    fn keeping(&self, kept: &BTreeSet<ChangeId>) -> Image {
+        let (_, point) = self.point();
+        let pick = |(base, newer): (Vec<u8>, Vec<(ChangeId, Vec<u8>)>)| {
+            newer.into_iter().rev().find(|(id, _)| kept.contains(id)).map_or(base, |(_, content)| content)
+        };
+        point.into_iter().flat_map(pick).collect()
+    }
+
+    fn by_request(&self) -> BTreeSet<Image> {
+        let ids: Vec<_> = self.point().0.into_iter().collect();
+        (0..1_u32 << ids.len())
+            .map(|bits| {
+                self.keeping(&ids.iter().enumerate().filter(|(i, _)| bits >> i & 1 == 1).map(|(_, id)| *id).collect())
+            })
+            .collect()
+    }
+
+    fn prefixes(&self) -> BTreeSet<Image> {
+        let by_submission: Vec<_> = self.point().0.into_iter().collect();
+        let mut by_completion = by_submission.clone();
+        let end = |id: &ChangeId| self.ops.iter().find(|op| op.id == *id).unwrap().complete.unwrap_or(u64::MAX);
+        by_completion.sort_by_key(|id| (end(id), *id));
+        [by_submission, by_completion]
+            .iter()
+            .flat_map(|order| (0..=order.len()).map(|n| self.keeping(&order[..n].iter().copied().collect())))
+            .collect()
+    }
+}
+
+/// The model and the reference, side by side, and the medium that an honest owner keeps.
+struct Both {
+    model: Model,
+    reference: Reference,
+    medium: Image,
+    open: Vec<(ChangeId, bool)>,
+    flush: Option<(Moment, u64)>,
+    data: u8,
+}
+
+impl Both {
+    fn new(blocks: usize, sabotage: Option<Sabotage>) -> Self {
+        let initial: Image = (0..blocks * BLOCK).map(|at| 0xe0 | (at / 256) as u8).collect();
+        let mut model = Model::new(initial.len() as u64, BLOCK as u32);
+        if let Some(sabotage) = sabotage {
+            model.sabotage(sabotage);
+        }
+        let reference = Reference { now: initial.clone(), initial: initial.clone(), ..Reference::default() };
+        Self { model, reference, medium: initial, open: Vec::new(), flush: None, data: 0 }
+    }
+
+    fn settle(&mut self, covered: &Covered) {
+        let batch = self.model.batch(covered);
+        batch.pieces.iter().for_each(|piece| put(&mut self.medium, piece));
+        self.model.settle(covered);
+    }
+
+    fn step(&mut self, draws: &mut Choices) {
+        let size = self.medium.len() as u64;
+        match draws.below(10) {
+            0..=3 => {
+                // Mostly whole blocks; sometimes a few bytes, also across a border.
+                let unit = if draws.chance(300) { 128 } else { BLOCK as u64 };
+                let at = draws.below(size / unit) * unit;
+                let len = ((1 + draws.below(3)) * unit).min(size - at);
+                let range = ByteRange::at(at, len);
+                self.data = (self.data + 1) % 0xdf;
+                let (request, byte) = match draws.below(4) {
+                    0 => (Request::Zeroes { range, unmap: draws.chance(500) }, 0),
+                    _ => (Request::Write { at, data: vec![self.data; len as usize].into() }, self.data),
+                };
+                let id = self.model.submit(request);
+                let fua = draws.chance(200);
+                self.reference.tick();
+                self.reference.now[at as usize..(at + len) as usize].fill(byte);
+                let now = &self.reference.now;
+                let blocks = at as usize / BLOCK..((at + len) as usize).div_ceil(BLOCK);
+                let versions = blocks.map(|block| (block, now[block * BLOCK..(block + 1) * BLOCK].to_vec())).collect();
+                self.reference.ops.push(Op { id, versions, complete: None, fua });
+                self.open.push((id, fua));
+            }
+            4..=6 if !self.open.is_empty() => {
+                let (id, fua) = self.open.remove(draws.index(self.open.len()));
+                if fua {
+                    self.settle(&Covered::one(id));
+                }
+                self.model.complete(id);
+                let at = self.reference.tick();
+                self.reference.ops.iter_mut().find(|op| op.id == id).unwrap().complete = Some(at);
+            }
+            7 if self.flush.is_none() => self.flush = Some((self.model.begin_flush(), self.reference.tick())),
+            8 => {
+                if let Some((moment, submit)) = self.flush.take() {
+                    self.settle(&Covered::CompletedBefore(moment));
+                    self.reference.flushes.push(submit);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn image(&self, state: &State) -> Image {
+        let mut image = self.medium.clone();
+        image.resize(state.size as usize, 0);
+        state.pieces.iter().for_each(|piece| put(&mut image, piece));
+        image
+    }
+
+    fn state(&self, name: &StateName, profile: Profile) -> Image {
+        self.image(
+            &self.model.state(name, profile, &Covered::Nothing).unwrap_or_else(|error| panic!("{name}: {error}")),
+        )
+    }
+
+    /// Everything that has to hold at any moment; an error says what does not.
+    fn check(&self, budget: usize) -> Result<(), String> {
+        let mut seen = self.medium.clone();
+        self.model.look(ByteRange::at(0, seen.len() as u64)).iter().for_each(|piece| put(&mut seen, piece));
+        if seen != self.reference.now {
+            return Err("readers see something else".into());
+        }
+        let profiles = [
+            (Profile::Ordered, self.reference.prefixes()),
+            (Profile::Request, self.reference.by_request()),
+            (Profile::Block, self.reference.by_block()),
+        ];
+        for (profile, legal) in &profiles {
+            let profile = *profile;
+            let total = self.model.count(profile).count;
+            if total > budget as u64 {
+                continue;
+            }
+            let names = self.model.names(profile, budget, 0);
+            let got: BTreeSet<_> = names.iter().map(|name| self.state(name, profile)).collect();
+            if let Some(name) = names.iter().find(|name| !legal.contains(&self.state(name, profile))) {
+                return Err(format!("{profile:?}: {name} is not legal"));
+            }
+            if got != *legal {
+                return Err(format!("{profile:?}: {} of {} states reached", got.len(), legal.len()));
+            }
+        }
+        let block = &profiles[2].1;
+        for profile in [Profile::Ordered, Profile::Request, Profile::Block, Profile::Torn] {
+            let legal = profiles.iter().find(|(of, _)| *of == profile).map_or(block, |(_, legal)| legal);
+            for name in self.model.names(profile, 40, 7) {
+                if !legal.contains(&self.state(&name, profile)) {
+                    return Err(format!("{profile:?}: {name} is not legal"));
+                }
+                // A name survives being written down.
+                assert_eq!(name.to_string().parse(), Ok(name));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn put(image: &mut Image, piece: &blkproof_fault::disk::piece::Piece) {
+    piece.copy_to(0, image);
+}
+
+/// Runs workloads until something does not hold.
+fn run(seeds: u64, sabotage: Option<Sabotage>) -> Result<u64, String> {
+    let mut checked = 0;
+    for seed in 0..seeds {
+        let mut draws = Choices::new(hash(0x6d6f_6465_6c00, seed));
+        let mut both = Both::new(2 + draws.index(3), sabotage);
+        for step in 0..24 {
+            // Few enough requests for all subsets.
+            if both.reference.point().0.len() >= 7 {
+                break;
+            }
+            both.step(&mut draws);
+            if step % 3 == 2 {
+                both.check(3000).map_err(|error| format!("seed {seed}, step {step}: {error}"))?;
+                checked += 1;
+            }
+        }
+    }
+    Ok(checked)
+}
+
+/// Every state of the model is one of CM 5.1, and every one of those is a state of the model.
+#[test]
+fn states_are_exactly_the_legal_ones() {
+    let checked = run(60, None).unwrap();
+    assert!(checked > 200, "{checked}");
+}
+
+#[test]
+fn mistakes_of_the_model_are_found() {
+    for sabotage in [
+        Sabotage::FlushSkipsZeroes,
+        Sabotage::FlushCoversOpen,
+        Sabotage::SettledVersionsStay,
+        Sabotage::SettlingTakesNewer,
+        Sabotage::BatchHoldsNewestOnly,
+        Sabotage::ReadersMissNewest,
+    ] {
+        let found = run(150, Some(sabotage));
+        assert!(found.is_err(), "{sabotage:?} goes unnoticed");
+    }
+}
+
+fn write(model: &mut Model, at: u64, byte: u8, len: usize) -> ChangeId {
+    let id = model.submit(Request::Write { at, data: Rc::from(vec![byte; len]) });
+    model.complete(id);
+    id
+}
+
+fn image(model: &Model, medium: &[u8], name: &str, profile: Profile) -> Image {
+    let state = model.state(&name.parse().unwrap(), profile, &Covered::Nothing).unwrap();
+    let mut image = medium.to_vec();
+    image.resize(state.size as usize, 0);
+    state.pieces.iter().for_each(|piece| put(&mut image, piece));
+    image
+}
+
+/// First byte of each block.
+fn heads(image: &Image, block: usize) -> Vec<u8> {
+    image.chunks(block).map(|block| block[0]).collect()
+}
+
+/// CM 4.6 (3): an interval order, not a list of epochs.
+#[test]
+fn a_flush_covers_what_completed_before_it_was_sent() {
+    let mut model = Model::new(2048, 512);
+    let ids: Vec<_> =
+        (0..3).map(|i| model.submit(Request::Write { at: i * 512, data: vec![i as u8 + 1; 512].into() })).collect();
+    model.complete(ids[2]);
+    model.complete(ids[1]);
+    let flush = model.begin_flush();
+    model.complete(ids[0]);
+    let covered = Covered::CompletedBefore(flush);
+    let batch = model.batch(&covered);
+    assert_eq!(batch.pieces.iter().map(|piece| piece.range.start).collect::<Vec<_>>(), [512, 1024]);
+    model.settle(&covered);
+    assert_eq!(model.count(Profile::Block).count, 2, "only the first write is in doubt");
+}
+
+#[test]
+fn states_by_name() {
+    let mut model = Model::new(5 * 512, 512);
+    let medium = vec![9; 5 * 512];
+    let a = write(&mut model, 0, 1, 1536);
+    let b = write(&mut model, 1024, 2, 1024);
+    let c = model.submit(Request::Zeroes { range: ByteRange { start: 2048, end: 2560 }, unmap: false });
+    assert_eq!((a, b, c), (ChangeId(0), ChangeId(1), ChangeId(2)));
+    let table: [(&str, [u8; 5]); 13] = [
+        ("all-old", [9, 9, 9, 9, 9]),
+        ("all-new", [1, 1, 2, 2, 0]),
+        ("drop:1", [1, 1, 1, 9, 0]),
+        ("drop:0+2", [9, 9, 2, 2, 9]),
+        ("keep:0", [1, 1, 1, 9, 9]),
+        ("keep:2", [9, 9, 9, 9, 0]),
+        ("prefix:completion:0", [9, 9, 9, 9, 9]),
+        ("prefix:completion:1", [1, 1, 1, 9, 9]),
+        ("prefix:submission:2", [1, 1, 2, 2, 9]),
+        ("prefix:submission:77", [1, 1, 2, 2, 0]),
+        ("tear:0:first:1", [1, 9, 2, 2, 0]),
+        ("tear:1:last:1", [1, 1, 1, 2, 0]),
+        ("number:0", [9, 9, 9, 9, 9]),
+    ];
+    for (name, want) in table {
+        assert_eq!(heads(&image(&model, &medium, name, Profile::Torn), 512), want, "{name}");
+    }
+    for (name, profile, want) in [
+        (
+            "drop:1",
+            Profile::Ordered,
+            "a disk of profile 'ordered' is never left in state 'drop:1'; that takes profile 'request'",
+        ),
+        (
+            "tear:1:last:1",
+            Profile::Block,
+            "a disk of profile 'block' is never left in state 'tear:1:last:1'; that takes profile 'torn'",
+        ),
+        ("keep:0+7", Profile::Block, "state 'keep:0+7': no request 7 is in the cache"),
+        ("number:999", Profile::Block, "state 'number:999': there are 48 states"),
+        ("number:8", Profile::Request, "state 'number:8': there are 8 states"),
+    ] {
+        let error = model.state(&name.parse().unwrap(), profile, &Covered::Nothing).unwrap_err();
+        assert_eq!(error.to_string(), want);
+    }
+}
+
+/// CM 5.4: all, if that is few; else the order in which they are worth trying.
+#[test]
+fn names_in_the_order_of_their_worth() {
+    let mut model = Model::new(4096, 512);
+    for i in 0..3 {
+        write(&mut model, i * 1024, i as u8, 1024);
+    }
+    let names =
+        |profile, budget| -> Vec<String> { model.names(profile, budget, 0).iter().map(ToString::to_string).collect() };
+    assert_eq!(names(Profile::Block, 64).len(), 64);
+    assert_eq!(names(Profile::Block, 64)[63], "number:63");
+    let few = names(Profile::Block, 13);
+    let want = [
+        "all-old",
+        "all-new",
+        "drop:0",
+        "drop:1",
+        "drop:2",
+        "keep:0",
+        "keep:1",
+        "keep:2",
+        "prefix:completion:1",
+        "prefix:completion:2",
+        "prefix:submission:1",
+        "prefix:submission:2",
+    ];
+    assert_eq!(few[..12], want);
+    assert!(few[12].starts_with("seed:0x"), "{few:?}");
+    assert_eq!(names(Profile::Torn, 14)[12..], ["tear:0:first:1", "tear:0:last:1"]);
+    assert_eq!(names(Profile::Ordered, 99).len(), 6);
+    assert_eq!(Model::new(512, 512).names(Profile::Block, 9, 0), [StateName::AllOld]);
+}
+
+/// A block is cut at a sector, and everything else is as it would be.
+#[test]
+fn shorn_blocks() {
+    let mut model = Model::new(8192, 4096);
+    let medium = vec![9; 8192];
+    write(&mut model, 0, 1, 8192);
+    let sectors = heads(&image(&model, &medium, "shear:0:1:3", Profile::Shorn), 512);
+    assert_eq!(sectors, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 9, 9, 9, 9, 9]);
+    let mut shorn = 0;
+    for name in model.names(Profile::Shorn, 300, 3) {
+        let found = heads(&image(&model, &medium, &name.to_string(), Profile::Shorn), 512);
+        assert!(found.iter().all(|byte| [1, 9].contains(byte)));
+        shorn += usize::from(found.chunks(8).any(|block| block.iter().any(|byte| *byte != block[0])));
+    }
+    assert!(shorn > 20, "{shorn}");
+}
+
+/// Noise where something was on its way, and nowhere else.
+#[test]
+fn garbage_only_in_flight() {
+    let mut model = Model::new(4096, 512);
+    let medium = vec![9; 4096];
+    write(&mut model, 0, 1, 1024);
+    model.submit(Request::Write { at: 1024, data: vec![2; 1024].into() });
+    let moving = write(&mut model, 2048, 3, 512);
+    let mut noisy = BTreeSet::new();
+    for seed in 0..100 {
+        let state = model.state(&StateName::Seed(seed), Profile::Garbage, &Covered::one(moving)).unwrap();
+        let mut image = medium.clone();
+        state.pieces.iter().for_each(|piece| put(&mut image, piece));
+        for (block, bytes) in image.chunks(512).enumerate() {
+            if bytes.iter().any(|byte| *byte != bytes[0]) {
+                noisy.insert(block);
+            } else {
+                assert!([9, 1, 2, 3].contains(&bytes[0]));
+            }
+        }
+    }
+    assert_eq!(noisy, BTreeSet::from([2, 3, 4]));
+}
+
+/// What each state has lost of what was acknowledged, and of what was promised.
+#[test]
+fn losses_are_counted() {
+    let mut model = Model::new(4096, 512);
+    let first = write(&mut model, 0, 1, 1024);
+    model.promise(&Covered::one(first));
+    write(&mut model, 512, 2, 1024);
+    model.submit(Request::Write { at: 3072, data: vec![3; 512].into() });
+    for (name, lost, betrayed) in
+        [("all-old", 1536, 1024), ("all-new", 0, 0), ("keep:0", 1024, 0), ("keep:1", 512, 512), ("drop:2", 0, 0)]
+    {
+        let state = model.state(&name.parse().unwrap(), Profile::Block, &Covered::Nothing).unwrap();
+        assert_eq!((state.lost, state.betrayed), (lost, betrayed), "{name}");
+    }
+    assert_eq!(model.promised(), 1024);
+}
+
+/// The size is one more block: kept or lost apart from what is behind it, but not if something durable is.
+#[test]
+fn sizes() {
+    let mut model = Model::new(1000, 512);
+    let medium = vec![9; 1000];
+    let grown = write(&mut model, 2000, 1, 500);
+    assert_eq!(model.size(), 2500);
+    assert_eq!(image(&model, &medium, "all-old", Profile::Block).len(), 1000);
+    let new = image(&model, &medium, "all-new", Profile::Block);
+    assert_eq!((new.len(), new[999], new[1999], new[2000], new[2499]), (2500, 9, 0, 1, 1));
+    let sizes: BTreeSet<_> = model
+        .names(Profile::Block, 64, 0)
+        .iter()
+        .map(|name| image(&model, &medium, &name.to_string(), Profile::Block).len())
+        .collect();
+    assert_eq!(sizes, BTreeSet::from([1000, 2500]));
+
+    // A request inside the extension is durable: so is a size that holds it.
+    let inside = write(&mut model, 2100, 2, 100);
+    model.submit(Request::Resize { size: 700 });
+    let covered = Covered::one(inside);
+    let batch = model.batch(&covered);
+    assert_eq!(batch.size, 2500);
+    model.settle(&covered);
+    let sizes: BTreeSet<_> = model
+        .names(Profile::Block, 64, 0)
+        .iter()
+        .map(|name| model.state(name, Profile::Block, &Covered::Nothing).unwrap().size)
+        .collect();
+    assert_eq!(sizes, BTreeSet::from([700, 2500]), "the shrink came later and is still in doubt");
+    assert_eq!(model.size(), 700);
+    model.complete(grown);
+
+    // What a shrink cut off does not come back when the disk grows.
+    model.submit(Request::Resize { size: 1200 });
+    let seen: Vec<_> = model.look(ByteRange { start: 690, end: 1200 }).iter().map(|piece| piece.range).collect();
+    assert_eq!(seen, [ByteRange { start: 700, end: 1200 }]);
+    let everything = model.batch(&Covered::Everything);
+    assert_eq!(everything.size, 1200);
+    assert!(everything.pieces.iter().all(|piece| piece.range.end <= 1200));
+}
+
+#[test]
+fn a_size_that_is_not_kept_is_found() {
+    let check = |sabotage: Option<Sabotage>| {
+        let mut model = Model::new(1024, 512);
+        if let Some(sabotage) = sabotage {
+            model.sabotage(sabotage);
+        }
+        write(&mut model, 1024, 1, 1024);
+        let inside = write(&mut model, 1536, 2, 512);
+        model.batch(&Covered::one(inside)).size
+    };
+    assert_eq!(check(None), 2048);
+    assert_eq!(check(Some(Sabotage::SizeIsForgotten)), 1024);
+}
+
+/// A range of a TiB costs what a sector costs, to hold, to choose from and to write.
+#[test]
+fn a_huge_disk() {
+    let mut model = Model::new(1 << 40, 512);
+    for i in 0..4 {
+        let range = ByteRange { start: i << 20, end: (1 << 40) - (i << 30) };
+        let id = model.submit(Request::Zeroes { range, unmap: true });
+        model.complete(id);
+    }
+    write(&mut model, (1 << 39) + 12345, 7, 3000);
+    assert!(model.bytes() < 16 << 10, "{}", model.bytes());
+    for name in ["all-old", "all-new", "keep:1", "seed:5"] {
+        let state = model.state(&name.parse().unwrap(), Profile::Block, &Covered::Nothing).unwrap();
+        assert_eq!(state.size, 1 << 40);
+    }
+    let new = model.state(&StateName::AllNew, Profile::Block, &Covered::Nothing).unwrap();
+    assert_eq!(new.pieces.len(), 3);
+    let old = model.state(&StateName::AllOld, Profile::Block, &Covered::Nothing).unwrap();
+    assert_eq!((old.pieces.len(), old.lost), (0, 1 << 40));
+    assert_eq!(model.count(Profile::Block).count, u64::MAX);
+    assert!(model.count(Profile::Block).log2 > 65536.0);
+}
+
+#[test]
+fn eviction_in_each_order() {
+    for (order, want) in
+        [(WriteBack::Fifo, vec![0, 1]), (WriteBack::Lifo, vec![5, 6]), (WriteBack::Elevator, vec![1, 4])]
+    {
+        let mut model = Model::new(1 << 20, 512);
+        for place in [9, 0, 7, 6, 1, 8, 5] {
+            write(&mut model, place * 4096, 1, 4096);
+        }
+        model.submit(Request::Write { at: 0, data: vec![2; 4096].into() });
+        let limit = model.bytes() - 8000;
+        let evicted = model.evict(limit, order, 0);
+        assert_eq!(evicted, Covered::These(want.into_iter().map(ChangeId).collect()), "{order:?}");
+        model.settle(&evicted);
+        assert!(model.bytes() <= limit);
+        // The open one stays whatever is asked for.
+        let all = model.evict(0, order, 0);
+        model.settle(&all);
+        assert_eq!(model.pending(), (1, 1));
+        assert_eq!(model.evict(0, order, 0), Covered::Nothing);
+        assert!(!model.can_evict());
+    }
+    let drawn = |seed| {
+        let mut model = Model::new(1 << 20, 512);
+        for place in 0..20 {
+            write(&mut model, place * 4096, 1, 4096);
+        }
+        let limit = model.bytes() / 2;
+        model.evict(limit, WriteBack::Random, seed)
+    };
+    assert_eq!(drawn(1), drawn(1));
+    assert_ne!(drawn(1), drawn(2));
+}
+
+/// A dropped request is open until a drain, and a flush covers it only after that (CM 4.5).
+#[test]
+fn a_dropped_request_ends_at_a_drain() {
+    let mut model = Model::new(4096, 512);
+    let id = model.submit(Request::Write { at: 0, data: vec![1; 512].into() });
+    model.drop_request(id);
+    let flush = model.begin_flush();
+    assert!(model.batch(&Covered::CompletedBefore(flush)).pieces.is_empty());
+    model.drain();
+    assert!(model.batch(&Covered::CompletedBefore(flush)).pieces.is_empty(), "that flush was sent before");
+    let flush = model.begin_flush();
+    assert_eq!(model.batch(&Covered::CompletedBefore(flush)).pieces.len(), 1);
+}
+
+/// CM 4.7 (3): what is forgotten never was, and what came later stays.
+#[test]
+fn forgetting() {
+    let mut model = Model::new(2048, 512);
+    write(&mut model, 0, 1, 1024);
+    write(&mut model, 2048, 2, 512);
+    let flush = model.begin_flush();
+    write(&mut model, 512, 3, 512);
+    assert_eq!(model.size(), 2560);
+    model.forget(&Covered::CompletedBefore(flush));
+    assert_eq!((model.size(), model.pending()), (2048, (1, 0)));
+    let seen: Vec<_> = model.look(ByteRange { start: 0, end: 2048 }).iter().map(|piece| piece.range).collect();
+    assert_eq!(seen, [ByteRange { start: 512, end: 1024 }]);
+}
+
+/// Seeds mean the same for ever.
+#[test]
+fn seeds_are_for_ever() {
+    let mut model = Model::new(8192, 512);
+    for block in 0..16 {
+        write(&mut model, block * 512, block as u8 + 1, 512);
+    }
+    let medium = vec![0; 8192];
+    let picked = |seed: u64, profile| -> u32 {
+        let image = image(&model, &medium, &format!("seed:{seed}"), profile);
+        image.chunks(512).enumerate().fold(0, |bits, (i, block)| bits | u32::from(block[0] != 0) << i)
+    };
+    let table: Vec<_> = (1..5).map(|seed| (picked(seed, Profile::Ordered), picked(seed, Profile::Block))).collect();
+    assert_eq!(table, [(0x3fff, 0x7fff), (0x0fff, 0), (0x1fff, 0xffff), (0xffff, 0)], "{table:x?}");
+}
