@@ -9,6 +9,7 @@ use blkproof_fault::filter::FaultDriver;
 use blkproof_fault::lab::Lab;
 use blkproof_fault::rule::RuleSet;
 use blkproof_fault::stats::StatsDriver;
+use blkproof_fault::trace::TraceDriver;
 use blkproof_nbd::driver::NbdDriver;
 use blkproof_verify::OnMismatch;
 
@@ -16,6 +17,7 @@ use crate::clock::MachineClock;
 use crate::messages::without_number;
 use crate::mismatches::Mismatches;
 use crate::sockets::Sockets;
+use crate::trace_file::TraceFiles;
 
 /// A lab on the clock of this machine.
 pub(crate) fn lab() -> Rc<Lab> {
@@ -38,6 +40,7 @@ pub(crate) fn registry_with(mismatches: &Mismatches, on_mismatch: OnMismatch, la
     registry.add(mismatches.driver(on_mismatch));
     registry.add(FaultDriver::new(lab, Rc::new(read_rules)));
     registry.add(StatsDriver::new(lab));
+    registry.add(TraceDriver::new(lab, Rc::new(TraceFiles)));
     registry
 }
 

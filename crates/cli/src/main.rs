@@ -7,6 +7,7 @@ mod mismatches;
 mod runtime;
 mod sockets;
 mod terminal;
+mod trace_file;
 
 mod check;
 mod compare;

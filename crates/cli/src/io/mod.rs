@@ -14,6 +14,7 @@ mod numbers;
 mod open;
 mod options;
 mod reply;
+mod replay;
 mod report;
 mod session;
 mod shell;
@@ -98,15 +99,10 @@ async fn work(console: Rc<Console>, options: Options) -> bool {
         }
         shell.disk = disk.map(Rc::new);
     }
-    let mut input = Input::new(options.commands, &console);
-    let mut ok = true;
-    while let Some(line) = input.next_line(&console).await {
-        match commands::run_line(&mut shell, &line).await {
-            Outcome::Done => {}
-            Outcome::Failed | Outcome::Usage => ok = false,
-            Outcome::Quit => break,
-        }
-    }
+    let mut ok = match (&options.replay, shell.disk.clone()) {
+        (Some(asked), Some(disk)) => replay::run(asked, &disk, &console).await,
+        _ => run_commands(&mut shell, options.commands, &console).await,
+    };
     let mut reply = Reply::new(&console, &["close".to_owned()]);
     if !shell.close(&mut reply).await {
         reply.finish(false);
@@ -114,4 +110,18 @@ async fn work(console: Rc<Console>, options: Options) -> bool {
         ok &= console.as_qemu_io;
     }
     ok && mismatches.seen() == 0
+}
+
+/// Runs commands, or those of standard input; whether all of them went well.
+async fn run_commands(shell: &mut Shell, list: Vec<String>, console: &Rc<Console>) -> bool {
+    let mut input = Input::new(list, console);
+    let mut ok = true;
+    while let Some(line) = input.next_line(console).await {
+        match commands::run_line(shell, &line).await {
+            Outcome::Done => {}
+            Outcome::Failed | Outcome::Usage => ok = false,
+            Outcome::Quit => break,
+        }
+    }
+    ok
 }

@@ -2,9 +2,12 @@
 
 use std::process::ExitCode;
 
+use blkproof_fault::trace::Speed;
+
 use super::console::Console;
 use super::getopt::{Item, Long, parse};
 use super::open::{self, OpenSpec};
+use super::replay::Replay;
 
 const SHORT: &str = "hVc:d:f:rsnCmki:t:T:U";
 
@@ -30,13 +33,22 @@ const LONG: [Long; 17] = [
 ];
 
 /// What this program adds under its own name, where `--format` is the shape of the output.
-const OURS: [Long; 3] =
-    [long("format", true, OUTPUT), long("image-format", true, 'f'), long("allow-backing", false, ALLOW_BACKING)];
+const OURS: [Long; 6] = [
+    long("format", true, OUTPUT),
+    long("image-format", true, 'f'),
+    long("allow-backing", false, ALLOW_BACKING),
+    long("replay", true, REPLAY),
+    long("speed", true, SPEED),
+    long("as-fast-as-possible", false, FAST),
+];
 
 const OBJECT: char = '1';
 const IMAGE_OPTS: char = '2';
 const OUTPUT: char = '3';
 const ALLOW_BACKING: char = '4';
+const REPLAY: char = '5';
+const SPEED: char = '6';
+const FAST: char = '7';
 
 const fn long(name: &'static str, takes_value: bool, letter: char) -> Long {
     Long { name, takes_value, letter }
@@ -52,6 +64,8 @@ pub(super) struct Options {
     pub(super) image_opts: bool,
     /// Files that an image names may be opened.
     pub(super) allow_backing: bool,
+    /// `--replay`, in place of commands.
+    pub(super) replay: Option<Replay>,
 }
 
 /// What to do next.
@@ -74,6 +88,8 @@ pub(super) fn read(invoked: &str, words: &[String], as_qemu_io: bool, console: &
         spec: OpenSpec { flags: open::default_flags(as_qemu_io), ..OpenSpec::default() },
         commands: Vec::new(),
         image_opts: false,
+        replay: None,
+        speed: None,
     };
     for item in parsed.items {
         match item {
@@ -111,7 +127,11 @@ pub(super) fn read(invoked: &str, words: &[String], as_qemu_io: bool, console: &
             }
         }
     }
-    let Asked { mut spec, commands, image_opts } = asked;
+    let replay = match asked.replay() {
+        Ok(replay) => replay,
+        Err(text) => return refuse(console, text),
+    };
+    let Asked { mut spec, commands, image_opts, .. } = asked;
     if image_opts && spec.format.is_some() {
         return refuse(console, "--image-opts and -f are mutually exclusive");
     }
@@ -128,16 +148,34 @@ pub(super) fn read(invoked: &str, words: &[String], as_qemu_io: bool, console: &
         }
         _ => return misuse(console),
     };
-    Request::Run(Box::new(Options { image, commands, image_opts, allow_backing }))
+    if replay.is_some() && image.is_none() {
+        return refuse(console, "--replay needs an image to send the requests to");
+    }
+    Request::Run(Box::new(Options { image, commands, image_opts, allow_backing, replay }))
 }
 
 struct Asked {
     spec: OpenSpec,
     commands: Vec<String>,
     image_opts: bool,
+    replay: Option<String>,
+    speed: Option<Speed>,
 }
 
 impl Asked {
+    fn replay(&self) -> Result<Option<Replay>, &'static str> {
+        let Some(file) = self.replay.clone() else {
+            return match self.speed {
+                Some(_) => Err("--speed and --as-fast-as-possible go with --replay"),
+                None => Ok(None),
+            };
+        };
+        if !self.commands.is_empty() {
+            return Err("--replay and -c are mutually exclusive");
+        }
+        Ok(Some(Replay { file, speed: self.speed.unwrap_or(Speed::Times(1.0)) }))
+    }
+
     fn flag(&mut self, letter: char) -> Result<(), String> {
         match letter {
             'r' => self.spec.flags.read_only = true,
@@ -148,6 +186,7 @@ impl Asked {
             'U' => self.spec.flags.force_share = true,
             IMAGE_OPTS => self.image_opts = true,
             ALLOW_BACKING => self.spec.flags.allow_backing = true,
+            FAST => self.speed = Some(Speed::AsFastAsPossible),
             // -m asks for badly aligned buffers; ours are as they come.
             _ => {}
         }
@@ -161,6 +200,13 @@ impl Asked {
             'd' => self.spec.flags.unmap = open::discard_mode(&value)?,
             't' => self.spec.flags.cache = open::cache_mode(&value)?,
             'i' => self.spec.native_aio = open::aio_mode(&value)?,
+            REPLAY => self.replay = Some(value),
+            SPEED => {
+                let speed = value.parse().ok().filter(|speed: &f64| speed.is_finite() && *speed > 0.0);
+                let speed =
+                    speed.ok_or_else(|| format!("--speed takes a number above 0, such as 0.5 or 10, not '{value}'"))?;
+                self.speed = Some(Speed::Times(speed));
+            }
             OBJECT => return Err(format!("--object {value}: objects are not supported")),
             // -T: there is nothing to trace by QEMU's names.
             _ => {}
@@ -187,7 +233,12 @@ fn usage(console: &Console) -> String {
             "blkproof io",
             "-f, --image-format FMT",
             "      --allow-backing    open the files that the image itself names\n      \
-             --format SHAPE     human, or json: one object for each command\n",
+             --format SHAPE     human, or json: one object for each command\n      \
+             --replay TRACE     in place of commands, send the requests of a trace\n                         \
+             again, with their times and overlaps, and tell what differs\n      \
+             --speed X          replay X times as fast\n      \
+             --as-fast-as-possible\n                         \
+             replay without waiting for the recorded times\n",
         )
     };
     format!(

@@ -1,6 +1,7 @@
 //! The node `trace`: passes every request on to `file`, and writes a line of JSON when it is over.
 //!
-//! A trace says enough to send the same requests again with the same overlaps: see [`format`](self::format).
+//! A trace says enough to send the same requests again with the same overlaps: see [`format`](self::format), [`plan`](self::plan)
+//! and [`replay`](self::replay).
 //!
 //! # Invariants
 //! - No data and no outcome is changed, and no request waits for its line: the [`Sink`] takes it at once or loses it.
@@ -11,13 +12,17 @@
 pub mod driver;
 pub mod format;
 pub mod node;
+pub mod plan;
 pub mod recorder;
+pub mod replay;
 pub mod sink;
 
 pub use self::driver::TraceDriver;
 pub use self::format::{Head, Line, Outcome, Record, TraceError, TraceFlags, parse};
 pub use self::node::TraceNode;
+pub use self::plan::{Plan, PlanError, PlanReader};
 pub use self::recorder::{Trace, TraceOptions};
+pub use self::replay::{Difference, Speed, Summary, replay};
 pub use self::sink::{Sink, Sinks};
 
 /// The driver's name.
