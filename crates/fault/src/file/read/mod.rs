@@ -4,6 +4,8 @@ mod action;
 mod life;
 mod on;
 
+pub(super) use self::on::merged;
+
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
