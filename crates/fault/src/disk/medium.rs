@@ -49,6 +49,8 @@ pub(super) struct Shared {
     pub(super) underway: RefCell<Option<Underway>>,
     /// A job was dropped in the middle.
     late: Cell<bool>,
+    /// A change of the medium's size did not end well: it is done again, whatever the size looks like (CM 4.3 (3)).
+    size_in_doubt: Cell<bool>,
     /// A state that does not stand on the medium yet.
     pub(super) pending: RefCell<Option<Pending>>,
     pub(super) cuts: Cell<u64>,
@@ -87,6 +89,7 @@ impl Shared {
             switch: Mutex::new(()),
             underway: RefCell::new(None),
             late: Cell::new(false),
+            size_in_doubt: Cell::new(false),
             pending: RefCell::new(None),
             cuts: Cell::new(0),
             fail_flushes: Cell::new(0),
@@ -162,17 +165,21 @@ impl Shared {
 
     async fn put_size(&self, size: u64) -> Result<()> {
         let info = self.child.info();
-        if info.size == size {
+        if info.size == size && !self.size_in_doubt.get() {
             return Ok(());
         }
-        if info.size < size && !info.capabilities.contains(Capabilities::RESIZE) {
+        self.size_in_doubt.set(true);
+        if info.capabilities.contains(Capabilities::RESIZE) {
+            self.child.resize(size, Preallocation::Off).await?;
+        } else if info.size < size {
+            // A medium that grows by writes alone.
             let added = size.saturating_sub(info.size);
             self.child.write_zeroes(info.size, added, ZeroFlags::MAY_UNMAP).await?;
-        } else {
-            self.child.resize(size, Preallocation::Off).await?;
         }
         // Should the host lose its power too: data without the size would be a file of a length that nobody asked for.
-        self.child.flush().await
+        self.child.flush().await?;
+        self.size_in_doubt.set(false);
+        Ok(())
     }
 }
 
