@@ -35,7 +35,7 @@ use crate::buffer::AlignedBuffer;
 use crate::device::{BlockDevice, Preallocation, WriteFlags, ZeroFlags, check_bounds};
 use crate::range_lock::{RangeGuard, RangeLock};
 use crate::units::{ByteOffset, ByteRange};
-use crate::{BlockStatus, Capabilities, DeviceInfo, Errno, Event, IoError, Limits, Node, Result};
+use crate::{BlockStatus, Breakpoints, Capabilities, DeviceInfo, Errno, Event, IoError, Limits, Node, Result};
 
 /// Lets any byte request through to a device with [`Limits`]. See the [module](self).
 ///
@@ -509,6 +509,10 @@ impl<D: BlockDevice> BlockDevice for Aligned<D> {
 
     async fn event(&self, event: Event) {
         self.device.event(event).await;
+    }
+
+    fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>> {
+        self.device.breakpoints()
     }
 
     fn format_details(&self) -> Vec<(&'static str, String)> {

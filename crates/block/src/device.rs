@@ -27,9 +27,11 @@
 //! After an error a write is, sector by sector, done or not done, and will not change any more. After a failed flush
 //! nothing is promised; the next one that succeeds covers those writes too, or keeps failing.
 
+use std::rc::Rc;
+
 use bitflags::bitflags;
 
-use crate::{BlockStatus, DeviceInfo, Event, Node, Result};
+use crate::{BlockStatus, Breakpoints, DeviceInfo, Event, Node, Result};
 
 bitflags! {
     /// How a write is to be done.
@@ -157,6 +159,12 @@ pub trait BlockDevice {
     /// Hears of a step of the layer above. The request that announced it goes on when the future completes.
     async fn event(&self, event: Event) {
         let _ = event;
+    }
+
+    /// Where breakpoints on the steps of a driver can be set: at the nearest node that has them, down the primary children.
+    /// `None`: nowhere.
+    fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>> {
+        None
     }
 
     /// What this format alone has to say of an open image, in QEMU's words and order (`compat`: `1.1`, `lazy

@@ -8,6 +8,7 @@
 //! place where requests are padded and split ([`align`]), the lock that keeps overlapping requests apart
 //! ([`range_lock`]), the syntax of graphs ([`graph`]) and the ends every graph has ([`nodes`]).
 
+pub mod breakpoint;
 pub mod choice;
 pub mod device;
 pub mod error;
@@ -19,6 +20,7 @@ pub mod units;
 pub mod align;
 pub mod buffer;
 pub mod range_lock;
+pub mod unflushed;
 
 pub mod graph;
 pub mod node;
@@ -27,6 +29,7 @@ pub mod nodes;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use breakpoint::Breakpoints;
 pub use device::{BlockDevice, Preallocation, WriteFlags, ZeroFlags};
 pub use error::{DeviceError, Errno, IoError, RuleId};
 pub use event::Event;

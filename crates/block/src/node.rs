@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use crate::device::{BlockDevice, Preallocation, WriteFlags, ZeroFlags};
-use crate::{BlockStatus, DeviceInfo, Event, Result};
+use crate::{BlockStatus, Breakpoints, DeviceInfo, Event, Result};
 
 /// A boxed future that stays on its thread.
 pub type LocalBoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -53,6 +53,7 @@ trait DynBlockDevice {
     fn close(&self) -> LocalBoxFuture<'_, Result<()>>;
     fn listens(&self, event: Event) -> bool;
     fn event(&self, event: Event) -> LocalBoxFuture<'_, ()>;
+    fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>>;
     fn format_details(&self) -> Vec<(&'static str, String)>;
     fn for_client(&self, client: &str) -> Option<Node>;
 }
@@ -116,6 +117,10 @@ impl<D: BlockDevice> DynBlockDevice for D {
 
     fn event(&self, event: Event) -> LocalBoxFuture<'_, ()> {
         Box::pin(BlockDevice::event(self, event))
+    }
+
+    fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>> {
+        BlockDevice::breakpoints(self)
     }
 
     fn format_details(&self) -> Vec<(&'static str, String)> {
@@ -190,6 +195,10 @@ impl BlockDevice for Node {
         }
     }
 
+    fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>> {
+        self.0.breakpoints()
+    }
+
     fn format_details(&self) -> Vec<(&'static str, String)> {
         self.0.format_details()
     }
@@ -259,6 +268,10 @@ impl<D: BlockDevice> BlockDevice for Rc<D> {
 
     async fn event(&self, event: Event) {
         D::event(self, event).await;
+    }
+
+    fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>> {
+        D::breakpoints(self)
     }
 
     fn format_details(&self) -> Vec<(&'static str, String)> {

@@ -105,6 +105,15 @@ pub enum What {
         /// Where.
         range: ByteRange,
     },
+    /// A request that does not keep to the limits a node states: a mistake of the driver above.
+    OutsideLimits {
+        /// What the request is for.
+        operation: Operation,
+        /// Its bytes.
+        range: ByteRange,
+        /// In words.
+        words: Rc<str>,
+    },
     /// A client came.
     ClientConnected {
         /// Its name.

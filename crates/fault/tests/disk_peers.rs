@@ -36,7 +36,7 @@ fn registry(lab: &Rc<Lab>) -> Registry {
     let mut registry = Registry::new();
     blkproof_block::nodes::register(&mut registry);
     registry.add(Qcow2Driver);
-    registry.add(DiskDriver::new(Rc::clone(lab)));
+    registry.add(DiskDriver::new(lab));
     registry
 }
 

@@ -21,7 +21,7 @@ use blkproof_block::buffer::is_zero;
 use blkproof_block::device::check_bounds;
 use blkproof_block::range_lock::{RangeGuard, RangeLock};
 use blkproof_block::{
-    BlockDevice, BlockStatus, ByteRange, Capabilities, DeviceInfo, Errno, Event, IoError, Limits, Node, Preallocation,
+    BlockDevice, BlockStatus, Breakpoints, ByteRange, Capabilities, DeviceInfo, Errno, Event, IoError, Limits, Node, Preallocation,
     Result, WriteFlags, ZeroFlags,
 };
 use futures_lite::future::zip;
@@ -845,6 +845,11 @@ impl<R: BlockDevice + 'static, T: BlockDevice + 'static> BlockDevice for Verify<
 
     async fn event(&self, event: Event) {
         zip(self.shared.raw.event(event), self.shared.test.event(event)).await;
+    }
+
+    /// Those of the raw side, which is the primary child in QEMU.
+    fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>> {
+        self.shared.raw.breakpoints()
     }
 
     fn for_client(&self, client: &str) -> Option<Node> {

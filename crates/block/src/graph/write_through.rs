@@ -3,8 +3,10 @@
 //! It stands at the top, since only the top node knows what a write needs to be found again: FUA on a file below a
 //! format would leave the format's tables in memory.
 
+use std::rc::Rc;
+
 use crate::device::{BlockDevice, Preallocation, WriteFlags, ZeroFlags};
-use crate::{BlockStatus, Capabilities, DeviceInfo, Event, Node, Result};
+use crate::{BlockStatus, Breakpoints, Capabilities, DeviceInfo, Event, Node, Result};
 
 /// Makes every write act as if it carried FUA. Discards stay advice; a resize is flushed.
 #[derive(Debug)]
@@ -86,6 +88,10 @@ impl BlockDevice for WriteThrough {
 
     async fn event(&self, event: Event) {
         self.0.event(event).await;
+    }
+
+    fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>> {
+        self.0.breakpoints()
     }
 
     fn format_details(&self) -> Vec<(&'static str, String)> {

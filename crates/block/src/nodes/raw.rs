@@ -3,10 +3,13 @@
 //! The disk begins at `offset` and has `size` bytes, or as many as there are. It never grows by writing: a disk that a
 //! guest sees has a size. It follows [`resize`](BlockDevice::resize) unless its size was stated.
 
+use std::rc::Rc;
+
 use crate::device::{BlockDevice, Preallocation, WriteFlags, ZeroFlags, check_bounds};
 use crate::graph::{Driver, DriverKind, OpenContext, OpenError, OptionError, Options};
 use crate::node::{LocalBoxFuture, Node};
-use crate::{BlockStatus, Capabilities, DeviceInfo, Event, IoError, Result};
+use crate::unflushed::Unflushed;
+use crate::{BlockStatus, Breakpoints, Capabilities, DeviceInfo, Event, IoError, Result};
 
 /// A window onto a device.
 #[derive(Clone, Debug)]
@@ -14,6 +17,7 @@ pub struct Raw<D> {
     below: D,
     offset: u64,
     size: Option<u64>,
+    unflushed: Rc<Unflushed>,
 }
 
 /// A window that does not fit the device.
@@ -58,7 +62,7 @@ impl From<RawError> for OpenError {
 impl<D: BlockDevice> Raw<D> {
     /// The whole device.
     pub fn new(below: D) -> Self {
-        Self { below, offset: 0, size: None }
+        Self { below, offset: 0, size: None, unflushed: Rc::default() }
     }
 
     /// `size` bytes from `offset`; without a size, all that follow.
@@ -82,7 +86,7 @@ impl<D: BlockDevice> Raw<D> {
                 return Err(RawError::Unaligned { what, value, alignment });
             }
         }
-        Ok(Self { below, offset, size })
+        Ok(Self { below, offset, size, unflushed: Rc::default() })
     }
 
     fn size(&self) -> u64 {
@@ -136,7 +140,9 @@ impl<D: BlockDevice> BlockDevice for Raw<D> {
             return Ok(());
         }
         let below = self.translate(at, data.len() as u64)?;
-        self.rebase(below, at, self.below.write(below, data, flags).await)
+        let done = self.below.write(below, data, flags).await;
+        self.unflushed.changed();
+        self.rebase(below, at, done)
     }
 
     // As in QEMU the VM state is that of the device below, whatever the window.
@@ -145,7 +151,9 @@ impl<D: BlockDevice> BlockDevice for Raw<D> {
     }
 
     async fn write_vm_state(&self, at: u64, data: &[u8]) -> Result<()> {
-        self.below.write_vm_state(at, data).await
+        let done = self.below.write_vm_state(at, data).await;
+        self.unflushed.changed();
+        done
     }
 
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
@@ -153,7 +161,9 @@ impl<D: BlockDevice> BlockDevice for Raw<D> {
             return Ok(());
         }
         let below = self.translate(at, len)?;
-        self.rebase(below, at, self.below.write_zeroes(below, len, flags).await)
+        let done = self.below.write_zeroes(below, len, flags).await;
+        self.unflushed.changed();
+        self.rebase(below, at, done)
     }
 
     async fn discard(&self, at: u64, len: u64) -> Result<()> {
@@ -161,11 +171,13 @@ impl<D: BlockDevice> BlockDevice for Raw<D> {
             return Ok(());
         }
         let below = self.translate(at, len)?;
-        self.rebase(below, at, self.below.discard(below, len).await)
+        let done = self.below.discard(below, len).await;
+        self.unflushed.changed();
+        self.rebase(below, at, done)
     }
 
     async fn flush(&self) -> Result<()> {
-        self.below.flush().await
+        self.unflushed.flush(&self.below).await
     }
 
     async fn block_status(&self, at: u64, len: u64) -> Result<BlockStatus> {
@@ -178,10 +190,12 @@ impl<D: BlockDevice> BlockDevice for Raw<D> {
         if self.size.is_some() {
             return Err(IoError::unsupported().detail("Cannot resize fixed-size raw disks"));
         }
-        match size.checked_add(self.offset) {
-            Some(size) => self.below.resize(size, preallocation).await,
-            None => Err(IoError::new(crate::Errno::FBIG)),
-        }
+        let Some(size) = size.checked_add(self.offset) else {
+            return Err(IoError::new(crate::Errno::FBIG));
+        };
+        let done = self.below.resize(size, preallocation).await;
+        self.unflushed.changed();
+        done
     }
 
     async fn drain(&self) -> Result<()> {
@@ -200,9 +214,14 @@ impl<D: BlockDevice> BlockDevice for Raw<D> {
         self.below.event(event).await;
     }
 
+    fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>> {
+        self.below.breakpoints()
+    }
+
     fn for_client(&self, client: &str) -> Option<Node> {
-        let Self { below, offset, size } = self;
-        below.for_client(client).map(|below| Node::new(Raw { below, offset: *offset, size: *size }))
+        let Self { below, offset, size, unflushed } = self;
+        let (offset, size, unflushed) = (*offset, *size, Rc::clone(unflushed));
+        below.for_client(client).map(|below| Node::new(Raw { below, offset, size, unflushed }))
     }
 }
 

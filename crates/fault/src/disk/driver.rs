@@ -20,18 +20,20 @@ pub struct DiskDriver {
 
 impl DiskDriver {
     /// Disks are listed in `lab`.
-    pub fn new(lab: Rc<Lab>) -> Self {
-        Self { lab }
+    pub fn new(lab: &Rc<Lab>) -> Self {
+        Self { lab: Rc::clone(lab) }
     }
 
     async fn open_disk(&self, mut options: Options, context: &OpenContext<'_>) -> Result<Node, OpenError> {
-        let name = self.lab.name(NAME, options.take_text("node-name")?);
+        let wanted = options.take_text("node-name")?;
         let how = take_options(&mut options)?;
         let missing = || OptionError::Missing { option: options.full_name("file"), driver: NAME.into() };
         let missing = missing();
         let file = options.take_child("file").ok_or(missing)?;
         options.finish(NAME)?;
         let child = context.open(file).await?;
+        // Only now: a node of this kind below has its name already.
+        let name = self.lab.name(NAME, wanted);
         let disk = DiskNode::listed(child, how, &self.lab, &name);
         Ok(Node::new(disk.map_err(|taken| OpenError::Usage(taken.to_string()))?))
     }
@@ -63,6 +65,19 @@ pub fn take_options(options: &mut Options) -> Result<DiskOptions, OptionError> {
         block_size,
         stay_off: options.take_bool("stay-off")?.unwrap_or_default(),
     })
+}
+
+/// Reads `honest`, `liar:profile=torn,seed=3`: a kind, and options of the driver.
+///
+/// # Errors
+/// On options that make no sense, or that are none of a disk's.
+pub fn parse_options(text: &str) -> Result<DiskOptions, OptionError> {
+    let (kind, more) = text.split_once(':').unwrap_or((text, ""));
+    let options = if more.is_empty() { Options::new() } else { Options::from_image_opts(more)? };
+    let mut options = options.joined(Options::new().with("kind", kind));
+    let how = take_options(&mut options)?;
+    options.finish(NAME)?;
+    Ok(how)
 }
 
 impl Driver for DiskDriver {

@@ -16,7 +16,8 @@
 //! - At every moment the states of a cut are those of CM 5.1, minus what eviction made certain early: also in the middle
 //!   of a flush, each of whose requests can still be lost.
 //! - A cut leaves the medium in exactly the state it reports, and nothing from before the cut reaches the medium later.
-//! - A request that is not answered before the cut is never answered but with `ENOTCONN`.
+//! - A request that is not answered before the cut is never answered but with `ENOTCONN`, and neither is anything that a
+//!   [client](blkproof_block::BlockDevice::for_client) asks afterwards who was there before.
 //! - A dropped request is open, in the cache or not in it at all; from the next drain on it counts as ended (CM 4.5).
 //!   Nothing else waits for it.
 //! - If the process ends without closing the node, the medium is as it is: a cut to what was flushed or evicted.
@@ -35,7 +36,7 @@ mod size;
 pub mod state;
 
 pub use self::config::{DiskOptions, FlushError, Kind, Profile, WriteBack};
-pub use self::driver::{DiskDriver, take_options};
+pub use self::driver::{DiskDriver, parse_options, take_options};
 pub use self::name::{StateName, UnknownState};
 pub use self::node::DiskNode;
 pub use self::power::{CutError, CutReport, Disk, DiskState, Extent, FlushesHold};

@@ -277,7 +277,7 @@ impl Model {
         let mut sizes = self.sizes.clone();
         self.settle_sizes(&mut sizes, covered);
         let mut pieces = Vec::new();
-        for run in self.runs.iter() {
+        for run in self.runs.over(self.span(covered)) {
             let version = run.newest(|id| self.has(covered, id));
             match version.checked_sub(1).and_then(|newest| run.versions.get(newest)) {
                 Some(newest) if self.is_sabotaged(Sabotage::BatchHoldsNewestOnly) => {
@@ -295,9 +295,9 @@ impl Model {
         self.settle_sizes(&mut sizes, covered);
         let dropped: Vec<_> = self.sizes.versions().iter().map(|version| version.id).collect();
         self.sizes = sizes;
-        let settled: BTreeSet<_> = self.entries.keys().copied().filter(|&id| self.has(covered, id)).collect();
+        let settled: BTreeSet<_> = self.covered(covered).map(|(id, _)| id).collect();
         let sabotage = self.sabotage;
-        let gone = self.runs.thin(|versions| {
+        let gone = self.runs.thin(self.span(covered), |versions| {
             let newest = versions.iter().rposition(|change| settled.contains(&change.id));
             match (newest, sabotage) {
                 (None, _) => {}
@@ -313,9 +313,9 @@ impl Model {
 
     /// The requests never were. Newer ones stay; what readers see may go back to what it was before.
     pub fn forget(&mut self, covered: &Covered) {
-        let ids: BTreeSet<_> = self.entries.keys().copied().filter(|&id| self.has(covered, id)).collect();
+        let ids: BTreeSet<_> = self.covered(covered).map(|(id, _)| id).collect();
         self.sizes.forget(|id| ids.contains(&id));
-        let gone = self.runs.thin(|versions| versions.retain(|change| !ids.contains(&change.id)));
+        let gone = self.runs.thin(self.span(covered), |versions| versions.retain(|change| !ids.contains(&change.id)));
         self.bury(gone.into_iter().chain(ids));
     }
 
@@ -429,6 +429,32 @@ impl Model {
         self.entries.get(&id).is_some_and(|entry| self.entry_has(covered, id, entry))
     }
 
+    /// Every covered request, in order.
+    fn covered<'a>(&'a self, covered: &'a Covered) -> Box<dyn Iterator<Item = (ChangeId, &'a Entry)> + 'a> {
+        match covered {
+            // A few of very many: what each FUA write asks for.
+            Covered::These(ids) => {
+                Box::new(ids.iter().filter_map(|&id| self.entries.get(&id).map(|entry| (id, entry))))
+            }
+            _ => {
+                let all = self.entries.iter().map(|(&id, entry)| (id, entry));
+                Box::new(all.filter(|&(id, entry)| self.entry_has(covered, id, entry)))
+            }
+        }
+    }
+
+    /// Bytes beyond which no covered request has a version.
+    fn span(&self, covered: &Covered) -> ByteRange {
+        match covered {
+            Covered::These(_) => {
+                let ranges = self.covered(covered).map(|(_, entry)| entry.change.range.aligned_out(self.block()));
+                let both = |a: ByteRange, b: ByteRange| ByteRange { start: a.start.min(b.start), end: a.end.max(b.end) };
+                ranges.filter(|range| !range.is_empty()).reduce(both).unwrap_or_default()
+            }
+            _ => ByteRange { start: 0, end: u64::MAX },
+        }
+    }
+
     fn entry_has(&self, covered: &Covered, id: ChangeId, entry: &Entry) -> bool {
         let flush = matches!(covered, Covered::CompletedBefore(_));
         match self.sabotage {
@@ -439,11 +465,9 @@ impl Model {
     }
 
     fn settle_sizes(&self, sizes: &mut Sizes, covered: &Covered) {
-        for (&id, entry) in &self.entries {
-            if self.entry_has(covered, id, entry) {
-                let end = if self.is_sabotaged(Sabotage::SizeIsForgotten) { 0 } else { entry.change.end };
-                sizes.settle(id, end);
-            }
+        for (id, entry) in self.covered(covered) {
+            let end = if self.is_sabotaged(Sabotage::SizeIsForgotten) { 0 } else { entry.change.end };
+            sizes.settle(id, end);
         }
     }
 

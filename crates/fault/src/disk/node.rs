@@ -28,6 +28,9 @@ pub struct DiskNode {
     child: Node,
     /// The last of these to go ends the disk.
     listed: Rc<Listed>,
+    /// One client's handle: the life it came in. It is gone with that life, as a host is whose disk lost its power, even if
+    /// it had nothing in flight: it must not go on as if what it wrote were there.
+    client: Option<u64>,
 }
 
 /// The disk's place among the nodes that can be controlled.
@@ -71,7 +74,14 @@ impl DiskNode {
     }
 
     fn with(shared: Rc<Shared>) -> Self {
-        Self { child: shared.child.clone(), listed: Rc::new(Listed(Rc::clone(&shared))), shared }
+        Self { child: shared.child.clone(), listed: Rc::new(Listed(Rc::clone(&shared))), client: None, shared }
+    }
+
+    /// The life a request begins in. Fails without power, and for a client that was there when the power went.
+    fn begin(&self) -> Result<u64> {
+        let life = self.shared.life.get();
+        self.shared.alive(self.client.unwrap_or(life))?;
+        Ok(life)
     }
 
     /// What controls it.
@@ -88,8 +98,7 @@ impl DiskNode {
     /// Every change of data or size: `make` looks at the size as it is when the request arrives.
     async fn change(&self, len: u64, fua: bool, make: impl FnOnce(&Model) -> Result<Vec<Request>>) -> Result<()> {
         let shared = &self.shared;
-        let life = shared.life.get();
-        shared.powered()?;
+        let life = self.begin()?;
         if shared.child.info().read_only {
             return Err(IoError::read_only());
         }
@@ -97,21 +106,20 @@ impl DiskNode {
         shared.alive(life)?;
         // From here to the end of the request's arrival nothing waits.
         let requests = make(&shared.model.borrow())?;
-        let mut model = shared.model.borrow_mut();
-        let ids: Vec<ChangeId> = requests.into_iter().map(|request| model.submit(request)).collect();
-        let covered = Covered::These(ids.iter().copied().collect());
-        if !fua || shared.options.kind == Kind::Liar {
-            ids.into_iter().for_each(|id| model.complete(id));
-            if fua {
-                model.promise(&covered);
+        let (ids, covered) = {
+            let mut model = shared.model.borrow_mut();
+            let ids: Vec<ChangeId> = requests.into_iter().map(|request| model.submit(request)).collect();
+            let covered = Covered::These(ids.iter().copied().collect());
+            let liar = shared.options.kind == Kind::Liar;
+            if !fua || liar || model.is_sabotaged(Sabotage::FuaIsNotWritten) {
+                ids.into_iter().for_each(|id| model.complete(id));
+                if fua && liar {
+                    model.promise(&covered);
+                }
+                return Ok(());
             }
-            return Ok(());
-        }
-        if model.is_sabotaged(Sabotage::FuaIsNotWritten) {
-            ids.into_iter().for_each(|id| model.complete(id));
-            return Ok(());
-        }
-        drop(model);
+            (ids, covered)
+        };
         let mut open = Open { shared, ids };
         let done = shared.write_back(Why::Durable(covered)).await;
         // A failed write is as it is from now on (CM 4.3): this one is in the cache, and a later flush covers it.
@@ -166,7 +174,7 @@ impl BlockDevice for DiskNode {
 
     async fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         let shared = &self.shared;
-        let life = shared.life.get();
+        let life = self.begin()?;
         let range = ByteRange::at(at, buf.len() as u64);
         loop {
             shared.alive(life)?;
@@ -211,7 +219,7 @@ impl BlockDevice for DiskNode {
 
     fn read_now(&self, at: u64, buf: &mut [u8]) -> bool {
         let range = ByteRange::at(at, buf.len() as u64);
-        if !self.shared.on.get() {
+        if self.begin().is_err() {
             return false;
         }
         let model = self.shared.model.borrow();
@@ -232,7 +240,7 @@ impl BlockDevice for DiskNode {
     async fn write(&self, at: u64, data: &[u8], flags: WriteFlags) -> Result<()> {
         let len = data.len() as u64;
         if len == 0 {
-            return self.shared.powered();
+            return self.begin().map(drop);
         }
         self.change(len, flags.contains(WriteFlags::FUA), |model| {
             self.check_change(model, at, len)?;
@@ -242,22 +250,20 @@ impl BlockDevice for DiskNode {
     }
 
     async fn read_vm_state(&self, at: u64, buf: &mut [u8]) -> Result<()> {
-        let life = self.shared.life.get();
-        self.shared.powered()?;
+        let life = self.begin()?;
         self.child.read_vm_state(at, buf).await?;
         self.shared.alive(life)
     }
 
     async fn write_vm_state(&self, at: u64, data: &[u8]) -> Result<()> {
-        let life = self.shared.life.get();
-        self.shared.powered()?;
+        let life = self.begin()?;
         self.child.write_vm_state(at, data).await?;
         self.shared.alive(life)
     }
 
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         if len == 0 {
-            return self.shared.powered();
+            return self.begin().map(drop);
         }
         let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
         self.change(0, flags.contains(ZeroFlags::FUA), |model| {
@@ -280,7 +286,7 @@ impl BlockDevice for DiskNode {
 
     async fn flush(&self) -> Result<()> {
         let shared = &self.shared;
-        shared.powered()?;
+        self.begin()?;
         let covered = Covered::CompletedBefore(shared.model.borrow_mut().begin_flush());
         if let Some(left) = shared.fail_flushes.get().checked_sub(1) {
             shared.fail_flushes.set(left);
@@ -300,8 +306,7 @@ impl BlockDevice for DiskNode {
 
     async fn block_status(&self, at: u64, len: u64) -> Result<BlockStatus> {
         let shared = &self.shared;
-        let life = shared.life.get();
-        shared.powered()?;
+        let life = self.begin()?;
         let range = ByteRange::at(at, len);
         let medium = self.child.info().size;
         let gap = {
@@ -384,8 +389,10 @@ impl BlockDevice for DiskNode {
     }
 
     fn for_client(&self, client: &str) -> Option<Node> {
-        let child = self.child.for_client(client)?;
-        Some(Node::new(Self { shared: Rc::clone(&self.shared), child, listed: Rc::clone(&self.listed) }))
+        let child = self.child.for_client(client).unwrap_or_else(|| self.child.clone());
+        let (shared, listed) = (Rc::clone(&self.shared), Rc::clone(&self.listed));
+        let client = Some(shared.life.get());
+        Some(Node::new(Self { shared, child, listed, client }))
     }
 }
 

@@ -169,11 +169,13 @@ impl Runs {
         self.map.insert(at, tail);
     }
 
-    /// Drops versions, after `keep` has thinned them run by run, and returns the requests that have none left.
-    pub(super) fn thin(&mut self, mut keep: impl FnMut(&mut Vec<Rc<Change>>)) -> Vec<ChangeId> {
+    /// Drops versions in `span`, which no run crosses the ends of: `keep` thins them run by run. Returns the requests
+    /// that have none left.
+    pub(super) fn thin(&mut self, span: ByteRange, mut keep: impl FnMut(&mut Vec<Rc<Change>>)) -> Vec<ChangeId> {
         let mut gone = Vec::new();
+        let mut empty = Vec::new();
         let (places, slots) = (&mut self.places, &mut self.slots);
-        self.map.retain(|_, run| {
+        for (&start, run) in self.map.range_mut(span.start..span.end.max(span.start)) {
             let before = run.versions.clone();
             keep(&mut run.versions);
             if run.versions.len() != before.len() {
@@ -192,8 +194,13 @@ impl Runs {
                     }
                 }
             }
-            !run.versions.is_empty()
-        });
+            if run.versions.is_empty() {
+                empty.push(start);
+            }
+        }
+        for start in empty {
+            self.map.remove(&start);
+        }
         gone
     }
 

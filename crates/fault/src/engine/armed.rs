@@ -78,6 +78,11 @@ impl Armed {
         self.rule.on.slower_than.is_some() || self.rule.on.faster_than.is_some()
     }
 
+    /// Whether it has fired as often as it may.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.rule.on.times.is_some_and(|times| self.fired >= times)
+    }
+
     /// Whether it fires on requests, not on the announcement of an event.
     pub(super) fn takes_requests(&self) -> bool {
         !self.rule.on.operations.is_empty()
@@ -87,14 +92,13 @@ impl Armed {
     pub(super) fn interests(&self) -> Vec<(Operation, Option<ByteRange>)> {
         let mut all = Vec::new();
         let on = &self.rule.on;
-        let exhausted = on.times.is_some_and(|times| self.fired >= times);
         let mut add = |operations: Operations, ranges: &[Option<ByteRange>]| {
             for operation in Operation::ALL.into_iter().filter(|operation| operations.contains(operation.set())) {
                 all.extend(ranges.iter().map(|&range| (operation, range)));
             }
         };
         let reach = self.reach();
-        if self.armed && !exhausted {
+        if self.armed && !self.is_exhausted() {
             add(on.operations, &reach);
         }
         let changes = Operations::WRITE | Operations::WRITE_ZEROES | Operations::DISCARD;

@@ -272,7 +272,7 @@ impl Engine {
                 && armed.rule.on.event == Some(event)
                 && armed.rule.on.state.as_deref().is_none_or(|wanted| *wanted == *state)
         };
-        let selects = |armed: &Armed| armed.rule.on.sticky && here(armed);
+        let selects = |armed: &Armed| armed.rule.on.sticky && !armed.is_exhausted() && here(armed);
         // One that fires makes the active list anew; if none does, the old list stays.
         if self.rules.iter().any(selects) {
             for armed in self.rules.iter_mut().filter(|armed| armed.rule.on.sticky) {

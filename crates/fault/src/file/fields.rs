@@ -72,3 +72,24 @@ pub const ACTIONS: &[ActionFields] = &[
     action("power-cut", Some("state"), &["state", "disk", "done"], true),
     action("recovered", Some("error"), &["error"], true),
 ];
+
+/// Of a lab file.
+pub const LAB: &[&str] =
+    &["listen", "control", "prometheus", "seed", "on-mismatch", "max-connections", "max-in-flight", "export"];
+/// Of an export in a lab file, beside those of a rule file.
+pub const EXPORT: &[&str] = &[
+    "name",
+    "description",
+    "graph",
+    "format",
+    "image-opts",
+    "allow-backing",
+    "read-only",
+    "force-share",
+    "cache",
+    "disk",
+    "log",
+    "trace",
+    "stats",
+    "rules",
+];

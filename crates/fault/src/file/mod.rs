@@ -23,6 +23,7 @@
 
 pub mod convert;
 pub mod fields;
+pub mod lab;
 pub mod preset;
 pub mod sense;
 

@@ -39,6 +39,10 @@ pub struct Faults {
     go_on: Notify,
     /// Told when any rule has fired.
     has_fired: Notify,
+    /// The process ends, or the node goes: nothing waits any more.
+    leaving: Cell<bool>,
+    /// Told when [`leaving`](Self::leaving) begins.
+    leave: Notify,
 }
 
 struct Clocked(SharedClock);
@@ -69,6 +73,8 @@ impl Faults {
             stopped: Cell::new(false),
             go_on: Notify::new(),
             has_fired: Notify::new(),
+            leaving: Cell::new(false),
+            leave: Notify::new(),
         }))
     }
 
@@ -107,9 +113,7 @@ impl Faults {
         let engine = Engine::new(rules, self.now())?;
         self.versions.clear();
         *self.engine.borrow_mut() = engine;
-        for (tag, _) in self.parked.list() {
-            self.parked.release(&tag, usize::MAX);
-        }
+        self.release_all();
         self.has_fired.notify_waiters();
         Ok(())
     }
@@ -209,7 +213,7 @@ impl Faults {
         }
     }
 
-    pub(super) fn listens(&self, event: Event) -> bool {
+    pub(crate) fn listens(&self, event: Event) -> bool {
         self.engine.borrow().listens(event)
     }
 
@@ -237,7 +241,7 @@ impl Faults {
         plan
     }
 
-    pub(super) fn announce(&self, event: Event) -> OnEvent {
+    pub(crate) fn announce(&self, event: Event) -> OnEvent {
         let on = self.engine.borrow_mut().event(event, self.now());
         self.tell(&on.fired, None, Some(event));
         on
@@ -267,18 +271,49 @@ impl Faults {
         }
     }
 
-    pub(super) fn say(&self, what: What) {
+    pub(crate) fn say(&self, what: What) {
         self.notices.tell(&self.name, what);
     }
 
+    /// Makes everything end that waits here, now and later, because the node is about to go: requests held or delayed go
+    /// on, questions have their default, and requests that hang fail.
+    pub fn let_go(&self) {
+        self.leaving.set(true);
+        self.leave.notify_waiters();
+        self.cont();
+        self.release_all();
+    }
+
+    fn release_all(&self) {
+        for (tag, _) in self.parked.list() {
+            self.parked.release(&tag, usize::MAX);
+        }
+    }
+
+    /// Completes when nothing is to wait any more.
+    async fn left(&self) {
+        let mut leave = pin!(self.leave.notified());
+        leave.as_mut().enable();
+        if !self.leaving.get() {
+            leave.await;
+        }
+    }
+
+    /// Waits for ever, as a request does that is never answered.
+    pub(super) async fn hang(&self) -> IoError {
+        self.left().await;
+        IoError::new(blkproof_block::Errno::IO).detail("this request hung until the server stopped")
+    }
+
     pub(super) async fn sleep(&self, time: Duration) {
-        self.clock.0.sleep(time).await;
+        futures_lite::future::or(self.clock.0.sleep(time), self.left()).await;
     }
 
     /// Waits as a rule says.
     pub(super) async fn pause(&self, pause: Pause) {
         match pause {
             Pause::Delay(time) => self.sleep(time).await,
+            Pause::Hold(_) if self.leaving.get() => {}
             Pause::Hold(tag) => {
                 let released = self.parked.park(&tag);
                 self.say(What::Suspended { tag: Rc::clone(&tag) });
@@ -286,6 +321,17 @@ impl Faults {
                 let _ = released.await;
                 self.say(What::Resumed { tag });
             }
+        }
+    }
+
+    /// Waits, and cuts the power, as rules say that fired on an event.
+    pub(crate) async fn follow(&self, on: OnEvent) {
+        for pause in on.pauses {
+            self.pause(pause).await;
+        }
+        if let Some(cut) = on.power_cut {
+            // A step can not fail; the requests it consists of will.
+            let _ = self.cut(cut.disk.as_deref(), cut.state.as_deref()).await;
         }
     }
 

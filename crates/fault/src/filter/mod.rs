@@ -26,7 +26,7 @@ mod work;
 use std::rc::Rc;
 
 use blkproof_block::{
-    BlockDevice, BlockStatus, ByteRange, DeviceInfo, Event, IoError, Limits, Node, Preallocation, Result, WriteFlags,
+    BlockDevice, BlockStatus, Breakpoints, ByteRange, DeviceInfo, Event, IoError, Limits, Node, Preallocation, Result, WriteFlags,
     ZeroFlags,
 };
 
@@ -76,7 +76,7 @@ impl Fault {
                 Ok(())
             }
             Fate::Misdirect { to } => self.perform(&request, &plan, &mut work, ByteRange::at(to, range.len())).await,
-            Fate::Hang => std::future::pending().await,
+            Fate::Hang => Err(self.faults.hang().await),
             Fate::Ask { rule, timeout, default, data } => {
                 let asked = Asked { rule: &rule, timeout, default, data };
                 self.ask(&request, &plan, &mut work, asked).await
@@ -126,7 +126,7 @@ impl Fault {
         }
         match late.fate {
             Fate::Fail { error, .. } => Err(error),
-            Fate::Hang => std::future::pending().await,
+            Fate::Hang => Err(self.faults.hang().await),
             // The request is done: nothing else can be decided about it.
             _ => Ok(()),
         }
@@ -377,15 +377,13 @@ impl BlockDevice for Fault {
     async fn event(&self, event: Event) {
         if self.faults.listens(event) {
             let on = self.faults.announce(event);
-            for pause in on.pauses {
-                self.faults.pause(pause).await;
-            }
-            if let Some(cut) = on.power_cut {
-                // A step can not fail; the requests it consists of will.
-                let _ = self.faults.cut(cut.disk.as_deref(), cut.state.as_deref()).await;
-            }
+            self.faults.follow(on).await;
         }
         self.child.event(event).await;
+    }
+
+    fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>> {
+        self.child.breakpoints()
     }
 
     fn format_details(&self) -> Vec<(&'static str, String)> {

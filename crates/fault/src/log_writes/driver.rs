@@ -57,20 +57,48 @@ impl Asked {
 
 impl LogWritesDriver {
     /// Logs of this driver are controlled through `lab`.
-    pub fn new(lab: Rc<Lab>) -> Self {
-        Self { lab }
+    pub fn new(lab: &Rc<Lab>) -> Self {
+        Self { lab: Rc::clone(lab) }
     }
 
     async fn open_log(&self, mut options: Options, context: &OpenContext<'_>) -> Result<Node, OpenError> {
         let missing = |option: &str| OptionError::Missing { option: option.into(), driver: NAME.into() };
         let file = options.take_child("file").ok_or_else(|| missing(&options.full_name("file")))?;
         let log = options.take_child("log").ok_or_else(|| missing(&options.full_name("log")))?;
-        let name = self.lab.name(NAME, options.take_text("node-name")?);
+        let wanted = options.take_text("node-name")?;
         let asked = Asked::take(&mut options)?;
         options.finish(NAME)?;
         let file = context.open(file).await?;
+        self.put_over(file, log, wanted, &asked, context).await
+    }
+
+    /// Puts a log over `file`, an open node. `log` describes the node that takes the log.
+    ///
+    /// # Errors
+    /// As for opening the driver.
+    pub async fn attach(
+        &self,
+        file: Node,
+        log: Options,
+        name: Option<String>,
+        context: &OpenContext<'_>,
+    ) -> Result<Node, OpenError> {
+        let asked = Asked::take(&mut Options::new())?;
+        self.put_over(file, log, name, &asked, context).await
+    }
+
+    async fn put_over(
+        &self,
+        file: Node,
+        log: Options,
+        name: Option<String>,
+        asked: &Asked,
+        context: &OpenContext<'_>,
+    ) -> Result<Node, OpenError> {
         let log = context.open(log_options(log, context)?).await?;
-        let appender = self.appender(log, &asked, context).await?;
+        let appender = self.appender(log, asked, context).await?;
+        // Only now: a node of this kind below has its name already.
+        let name = self.lab.name(NAME, name);
         let node = LogWrites::new(file, appender, self.lab.clock());
         let known = self.lab.register(&name, Part::Log(node.log()));
         let node = node.owned_by(Rc::new(known.map_err(|error| OpenError::Usage(error.to_string()))?));

@@ -26,7 +26,7 @@
 //! Source: block-layer.md 3 (the format, QEMU's and the kernel's writers), CM 4.3 to 4.8, 5.1.
 
 pub mod append;
-// pub mod cut;
+pub mod cut;
 pub mod driver;
 pub mod format;
 pub mod node;

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use blkproof_block::device::check_bounds;
 use blkproof_block::range_lock::RangeLock;
 use blkproof_block::{
-    BlockDevice, BlockStatus, ByteRange, Capabilities, DeviceInfo, Errno, Event, IoError, Limits, Node, Preallocation,
+    BlockDevice, BlockStatus, Breakpoints, ByteRange, Capabilities, DeviceInfo, Errno, Event, IoError, Limits, Node, Preallocation,
     Result, WriteFlags, ZeroFlags,
 };
 
@@ -520,6 +520,10 @@ impl BlockDevice for LogWrites {
 
     async fn event(&self, event: Event) {
         self.file.event(event).await;
+    }
+
+    fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>> {
+        self.file.breakpoints()
     }
 
     fn format_details(&self) -> Vec<(&'static str, String)> {

@@ -141,6 +141,13 @@ impl Entry {
     }
 }
 
+impl Entry {
+    /// Whether this is the mark that a request left which failed, in a log of ours with details.
+    pub fn is_failure(&self) -> bool {
+        self.text.as_deref().is_some_and(|text| text.starts_with(super::node::OWN_MARK) && text.contains(" failed with errno "))
+    }
+}
+
 /// Who wrote a log, as far as can be told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Writer {

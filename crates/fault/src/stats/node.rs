@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use blkproof_block::device::check_bounds;
 use blkproof_block::{
-    BlockDevice, BlockStatus, Capabilities, DeviceInfo, Event, Node, Preallocation, Result, WriteFlags, ZeroFlags,
+    BlockDevice, BlockStatus, Breakpoints, Capabilities, DeviceInfo, Event, Node, Preallocation, Result, WriteFlags, ZeroFlags,
 };
 
 use super::counters::Stats;
@@ -139,6 +139,10 @@ impl<D: BlockDevice> BlockDevice for StatsNode<D> {
 
     async fn event(&self, event: Event) {
         self.child.event(event).await;
+    }
+
+    fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>> {
+        self.child.breakpoints()
     }
 
     fn format_details(&self) -> Vec<(&'static str, String)> {

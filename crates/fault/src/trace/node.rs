@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use blkproof_block::{BlockDevice, BlockStatus, DeviceInfo, Event, Node, Preallocation, Result, WriteFlags, ZeroFlags};
+use blkproof_block::{BlockDevice, BlockStatus, Breakpoints, DeviceInfo, Event, Node, Preallocation, Result, WriteFlags, ZeroFlags};
 
 use super::format::TraceFlags;
 use super::recorder::Trace;
@@ -139,6 +139,10 @@ impl<D: BlockDevice + Clone + 'static> BlockDevice for TraceNode<D> {
 
     async fn event(&self, event: Event) {
         self.child.event(event).await;
+    }
+
+    fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>> {
+        self.child.breakpoints()
     }
 
     fn format_details(&self) -> Vec<(&'static str, String)> {

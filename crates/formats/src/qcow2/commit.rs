@@ -38,6 +38,22 @@ impl<D: BlockDevice> Qcow2<D> {
         self.release(released).await
     }
 
+    /// A flush as the guest asks for it, announced as one.
+    pub(crate) async fn make_durable(&self) -> Result<()> {
+        self.file.event(Event::FlushToOs).await;
+        self.commit().await
+    }
+
+    /// The end of a request that changes content. It is counted after the flush that it may contain, as in QEMU.
+    pub(crate) async fn after_change(&self, done: Result<()>, fua: bool) -> Result<()> {
+        let done = match done {
+            Ok(()) if fua => self.make_durable().await,
+            done => done,
+        };
+        self.unflushed.changed();
+        done
+    }
+
     async fn commit_locked(&self) -> Result<Releasing<'_, D>> {
         self.check_usable()?;
         let number = self.commits_started.get() + 1;
@@ -68,7 +84,12 @@ impl<D: BlockDevice> Qcow2<D> {
                 self.write_table(l1, Event::L1Update, "the L1 table").await?;
             }
         }
+        let mark = self.unflushed.mark();
+        if mark.is_some() {
+            self.file.event(Event::FlushToDisk).await;
+        }
         self.barrier().await?; // the guest's flush, and rule 4
+        self.unflushed.flushed(mark);
         blocks.into_iter().chain(reftable).chain(tables).chain(l1).for_each(Writeback::done);
         self.commit_done.set(number);
         Ok(released)
@@ -93,7 +114,6 @@ impl<D: BlockDevice> Qcow2<D> {
         if let Some(data) = &self.data_file {
             data.flush().await?;
         }
-        self.file.event(Event::FlushToDisk).await;
         self.file.flush().await
     }
 

@@ -78,9 +78,10 @@ use std::rc::Rc;
 use blkproof_block::device::check_bounds;
 use blkproof_block::graph::OpenError;
 use blkproof_block::range_lock::RangeLock;
+use blkproof_block::unflushed::Unflushed;
 use blkproof_block::{
-    BlockDevice, BlockStatus, ByteRange, Capabilities, DeviceInfo, Errno, Event, IoError, Node, Preallocation, Result,
-    WriteFlags, ZeroFlags,
+    BlockDevice, BlockStatus, Breakpoints, ByteRange, Capabilities, DeviceInfo, Errno, Event, IoError, Node,
+    Preallocation, Result, WriteFlags, ZeroFlags,
 };
 use tokio::sync::Mutex;
 
@@ -141,6 +142,7 @@ pub struct Qcow2<D> {
     read_only: bool,
     lazy: bool,
     unmap: bool,
+    unflushed: Unflushed,
     pass_discard_request: bool,
     pass_discard_other: bool,
 
@@ -274,6 +276,7 @@ impl<D: BlockDevice> Qcow2<D> {
             read_only,
             lazy,
             unmap: options.unmap,
+            unflushed: Unflushed::default(),
             pass_discard_request: options.pass_discard_request,
             pass_discard_other: options.pass_discard_other,
             size: Cell::new(header.size),
@@ -568,12 +571,12 @@ impl<D: BlockDevice> BlockDevice for Qcow2<D> {
         if data.is_empty() {
             return Ok(());
         }
-        if flags.contains(WriteFlags::COMPRESSED) {
-            self.guest_write_compressed(at, data).await?;
+        let done = if flags.contains(WriteFlags::COMPRESSED) {
+            self.guest_write_compressed(at, data).await
         } else {
-            self.guest_write(at, data).await?;
-        }
-        if flags.contains(WriteFlags::FUA) { self.commit().await } else { Ok(()) }
+            self.guest_write(at, data).await
+        };
+        self.after_change(done, flags.contains(WriteFlags::FUA)).await
     }
 
     async fn read_vm_state(&self, at: u64, buf: &mut [u8]) -> Result<()> {
@@ -593,7 +596,9 @@ impl<D: BlockDevice> BlockDevice for Qcow2<D> {
             return Ok(());
         }
         self.file.event(Event::VmstateSave).await;
-        self.vm_state_write(at, data).await
+        let done = self.vm_state_write(at, data).await;
+        self.unflushed.changed();
+        done
     }
 
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
@@ -601,8 +606,8 @@ impl<D: BlockDevice> BlockDevice for Qcow2<D> {
         if len == 0 {
             return Ok(());
         }
-        self.guest_zero(at, len, flags).await?;
-        if flags.contains(ZeroFlags::FUA) { self.commit().await } else { Ok(()) }
+        let done = self.guest_zero(at, len, flags).await;
+        self.after_change(done, flags.contains(ZeroFlags::FUA)).await
     }
 
     async fn discard(&self, at: u64, len: u64) -> Result<()> {
@@ -610,7 +615,9 @@ impl<D: BlockDevice> BlockDevice for Qcow2<D> {
         if len == 0 || !self.unmap {
             return Ok(());
         }
-        self.guest_discard(at, len).await
+        let done = self.guest_discard(at, len).await;
+        self.unflushed.changed();
+        done
     }
 
     async fn flush(&self) -> Result<()> {
@@ -618,8 +625,7 @@ impl<D: BlockDevice> BlockDevice for Qcow2<D> {
             return Ok(());
         }
         self.check_usable()?;
-        self.file.event(Event::FlushToOs).await;
-        self.commit().await
+        self.make_durable().await
     }
 
     async fn block_status(&self, at: u64, len: u64) -> Result<BlockStatus> {
@@ -630,7 +636,9 @@ impl<D: BlockDevice> BlockDevice for Qcow2<D> {
 
     async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.check_writable(0, 0)?;
-        self.guest_resize(size, preallocation).await
+        let done = self.guest_resize(size, preallocation).await;
+        self.unflushed.changed();
+        done
     }
 
     async fn drain(&self) -> Result<()> {
@@ -659,6 +667,10 @@ impl<D: BlockDevice> BlockDevice for Qcow2<D> {
             backing.close().await?;
         }
         self.file.close().await
+    }
+
+    fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>> {
+        self.file.breakpoints()
     }
 
     fn format_details(&self) -> Vec<(&'static str, String)> {

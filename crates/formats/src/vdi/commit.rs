@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 
+use blkproof_block::unflushed::Mark;
 use blkproof_block::{BlockDevice, Event, Result, WriteFlags};
 use tokio::sync::{Mutex, MutexGuard};
 use zerocopy::IntoBytes;
@@ -98,12 +99,18 @@ impl<D: BlockDevice> Vdi<D> {
             let count = end.max(commits.count.get());
             self.write_header(&self.layout.get(), count).await?;
         }
+        let mark = self.unflushed.mark();
+        if sectors.is_empty() {
+            self.announce_flush(mark).await;
+        }
         self.file.flush().await?;
         commits.header_unsure.set(false);
         if !sectors.is_empty() {
             self.write_map(&sectors).await?;
+            self.announce_flush(mark).await;
             self.file.flush().await?;
         }
+        self.unflushed.flushed(mark);
         unfinished.durable = true;
         drop(unfinished);
         commits.succeeded.set(number);
@@ -116,6 +123,14 @@ impl<D: BlockDevice> Vdi<D> {
             commits.count.set(end);
         }
         Ok(())
+    }
+
+    /// Announces the flush that makes a commit durable, if it covers anything of the guest's.
+    async fn announce_flush(&self, mark: Option<Mark>) {
+        if mark.is_some() {
+            self.file.event(Event::FlushToOs).await;
+            self.file.event(Event::FlushToDisk).await;
+        }
     }
 
     /// Keeps commits away while a resize writes metadata: nothing of ours may land late when it begins, and no commit

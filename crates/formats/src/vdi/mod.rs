@@ -55,12 +55,14 @@ mod resize;
 mod tests;
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 use blkproof_block::device::check_bounds;
 use blkproof_block::graph::OpenError;
 use blkproof_block::range_lock::RangeLock;
+use blkproof_block::unflushed::Unflushed;
 use blkproof_block::{
-    BlockDevice, BlockStatus, Capabilities, DeviceInfo, Event, IoError, Preallocation, Result, WriteFlags, ZeroFlags,
+    BlockDevice, BlockStatus, Breakpoints, Capabilities, DeviceInfo, Event, IoError, Preallocation, Result, WriteFlags, ZeroFlags,
 };
 
 pub use bmap::MapError;
@@ -104,6 +106,7 @@ pub struct Vdi<D> {
     /// Nothing was ever written to the file from here on, and it grows by being written to: new space reads as zeroes.
     fresh_from: Cell<u64>,
     commits: Commits,
+    unflushed: Unflushed,
     ranges: RangeLock,
     #[cfg(test)]
     mutant: Cell<Option<tests::Mutant>>,
@@ -156,6 +159,7 @@ impl<D: BlockDevice> Vdi<D> {
             allocator,
             fresh_from: Cell::new(if grows { info.size } else { u64::MAX }),
             commits,
+            unflushed: Unflushed::default(),
             ranges: RangeLock::new(),
             header,
             file,
@@ -190,6 +194,15 @@ impl<D: BlockDevice> Vdi<D> {
     }
 }
 
+/// A request that changes content; counted at its end, after the flush it may contain, as QEMU does.
+struct Changing<'a>(&'a Unflushed);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.changed();
+    }
+}
+
 impl<D: BlockDevice> BlockDevice for Vdi<D> {
     fn info(&self) -> DeviceInfo {
         let below = self.file.info().capabilities;
@@ -216,22 +229,28 @@ impl<D: BlockDevice> BlockDevice for Vdi<D> {
         if flags.contains(WriteFlags::COMPRESSED) {
             return Err(IoError::unsupported().detail("VDI has no compression"));
         }
+        let _changing = Changing(&self.unflushed);
         self.write_range(at, data, flags.contains(WriteFlags::FUA)).await
     }
 
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         self.check_write(at, len)?;
+        let _changing = Changing(&self.unflushed);
         self.zero_range(at, len, flags).await
     }
 
     async fn discard(&self, at: u64, len: u64) -> Result<()> {
         self.check_write(at, len)?;
+        let _changing = Changing(&self.unflushed);
         self.discard_range(at, len).await
     }
 
     async fn flush(&self) -> Result<()> {
         if self.read_only {
             return Ok(());
+        }
+        if self.unflushed.mark().is_none() {
+            self.file.event(Event::FlushToOs).await; // else the commit says so, before what makes it durable
         }
         self.commit(false).await
     }
@@ -246,7 +265,12 @@ impl<D: BlockDevice> BlockDevice for Vdi<D> {
         if self.read_only {
             return Err(IoError::read_only());
         }
+        let _changing = Changing(&self.unflushed);
         self.change_size(size, preallocation).await
+    }
+
+    fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>> {
+        self.file.breakpoints()
     }
 
     async fn drain(&self) -> Result<()> {

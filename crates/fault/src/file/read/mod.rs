@@ -1,9 +1,11 @@
 //! From a tree to rules. Nothing stops at the first mistake: each is noted, and what can be read goes on being read.
 
 mod action;
+mod lab;
 mod life;
 mod on;
 
+pub(super) use self::lab::file as lab_file;
 pub(super) use self::on::merged;
 
 use std::collections::BTreeSet;
@@ -32,11 +34,7 @@ pub(super) fn file(file: &str, text: &str) -> Result<Read, Mistakes> {
     let (rules, trees) = reader.rule_set(&tree);
     // What makes no sense is looked for in rules that could be read whole: else one mistake would be told twice.
     if reader.mistakes.is_empty() {
-        for remark in sense::set(&rules) {
-            let index = remark.rule.unwrap_or(usize::MAX);
-            reader.rule = rules.rules.get(index).map(|rule| rule.id.to_string());
-            reader.remark(&remark, trees.get(index).copied().unwrap_or(&tree));
-        }
+        reader.make_sense(&rules, &trees, &tree);
     }
     reader.finish(file).map(|warnings| Read { rules, warnings })
 }
@@ -223,13 +221,27 @@ impl<'a> Reader<'a> {
         }
     }
 
+    fn make_sense(&mut self, rules: &RuleSet, trees: &[&Tree], whole: &Tree) {
+        for remark in sense::set(rules) {
+            let index = remark.rule.unwrap_or(usize::MAX);
+            self.rule = rules.rules.get(index).map(|rule| rule.id.to_string());
+            self.remark(&remark, trees.get(index).copied().unwrap_or(whole));
+        }
+        self.rule = None;
+    }
+
     fn rule_set(&mut self, tree: &'a Tree) -> (RuleSet, Vec<&'a Tree>) {
+        let top = Field { path: String::new(), tree };
+        match self.table(&top, fields::FILE, "a rule file is a table") {
+            Some(fields) => self.rules_of(&fields),
+            None => (RuleSet::default(), Vec::new()),
+        }
+    }
+
+    /// The rules in the fields of a rule file, which may have others beside them.
+    fn rules_of(&mut self, fields: &[(&str, Field<'a>)]) -> (RuleSet, Vec<&'a Tree>) {
         let mut set = RuleSet::default();
         let mut trees = Vec::new();
-        let top = Field { path: String::new(), tree };
-        let Some(fields) = self.table(&top, fields::FILE, "a rule file is a table") else {
-            return (set, trees);
-        };
         let field = |name: &str| fields.iter().find(|(key, _)| *key == name).map(|(_, field)| field);
         // The sectors that all rules count in come first.
         if let Some(size) = field("lba-size").and_then(|field| self.lba_size(field)) {

@@ -1,0 +1,257 @@
+//! Breakpoints: a request that announces an event is parked under a tag.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::rc::Rc;
+
+use blkproof_block::{Breakpoints, Event, LocalBoxFuture};
+use tokio::sync::{Notify, oneshot};
+
+use crate::notice::{Notices, What};
+
+/// Says a line to whoever works with the node: `blkdebug: Suspended request 'A'`.
+pub type Say = Rc<dyn Fn(&str)>;
+
+/// The breakpoints of a node, and the requests parked at them.
+pub struct Breaks {
+    node: Rc<str>,
+    notices: Notices,
+    say: Say,
+    /// In the order in which they were set.
+    pending: RefCell<Vec<(Event, Rc<str>)>>,
+    /// In the order in which they were parked.
+    parked: RefCell<Vec<Parked>>,
+    next: Cell<u64>,
+    /// Told when a request was parked.
+    has_parked: Notify,
+}
+
+struct Parked {
+    id: u64,
+    tag: Rc<str>,
+    go_on: oneshot::Sender<()>,
+}
+
+impl std::fmt::Debug for Breaks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Breaks({} set, {} parked)", self.pending.borrow().len(), self.parked.borrow().len())
+    }
+}
+
+impl Breaks {
+    /// None yet; what happens at them is said to `say`, and told to `notices` in the name of `node`.
+    pub fn new(node: Rc<str>, notices: Notices, say: Say) -> Rc<Self> {
+        Rc::new(Self {
+            node,
+            notices,
+            say,
+            pending: RefCell::default(),
+            parked: RefCell::default(),
+            next: Cell::new(0),
+            has_parked: Notify::new(),
+        })
+    }
+
+    /// Whether a breakpoint waits for `event`.
+    pub(super) fn waits_for(&self, event: Event) -> bool {
+        self.pending.borrow().iter().any(|(other, _)| *other == event)
+    }
+
+    /// Parks the caller under the tag of every breakpoint on `event`, the newest first; they are used up. The caller goes
+    /// on when all of what this returns is over.
+    pub(super) fn hit(self: &Rc<Self>, event: Event) -> Vec<Stay> {
+        let mut tags = Vec::new();
+        self.pending.borrow_mut().retain(|(other, tag)| {
+            if *other == event {
+                tags.push(Rc::clone(tag));
+            }
+            *other != event
+        });
+        tags.into_iter().rev().map(|tag| self.park(tag)).collect()
+    }
+
+    fn park(self: &Rc<Self>, tag: Rc<str>) -> Stay {
+        let id = self.next.get();
+        self.next.set(id.wrapping_add(1));
+        let (go_on, resumed) = oneshot::channel();
+        self.parked.borrow_mut().push(Parked { id, tag: Rc::clone(&tag), go_on });
+        (self.say)(&format!("blkdebug: Suspended request '{tag}'"));
+        self.notices.tell(&self.node, What::Suspended { tag });
+        self.has_parked.notify_waiters();
+        Stay { breaks: Rc::clone(self), id, resumed }
+    }
+
+    fn let_go(&self, parked: Parked) {
+        (self.say)(&format!("blkdebug: Resuming request '{}'", parked.tag));
+        // An error means that the request was dropped this very moment.
+        let _ = parked.go_on.send(());
+        self.notices.tell(&self.node, What::Resumed { tag: parked.tag });
+    }
+
+    /// Takes the newest request of `tag`, or of any tag, out of the parked ones: QEMU resumes the newest first.
+    fn take(&self, tag: Option<&str>) -> Option<Parked> {
+        let mut parked = self.parked.borrow_mut();
+        let at = parked.iter().rposition(|parked| tag.is_none_or(|tag| &*parked.tag == tag))?;
+        Some(parked.remove(at))
+    }
+
+    fn let_all_go(&self, tag: Option<&str>) -> usize {
+        let mut count = 0;
+        while let Some(parked) = self.take(tag) {
+            self.let_go(parked);
+            count += 1;
+        }
+        count
+    }
+}
+
+impl Breakpoints for Breaks {
+    fn set(&self, event: Event, tag: &str) {
+        self.pending.borrow_mut().push((event, Rc::from(tag)));
+    }
+
+    fn resume(&self, tag: &str) -> bool {
+        let parked = self.take(Some(tag));
+        parked.map(|parked| self.let_go(parked)).is_some()
+    }
+
+    fn remove(&self, tag: &str) -> bool {
+        let before = self.pending.borrow().len();
+        self.pending.borrow_mut().retain(|(_, other)| &**other != tag);
+        let removed = self.pending.borrow().len() < before;
+        self.let_all_go(Some(tag));
+        removed
+    }
+
+    fn is_suspended(&self, tag: &str) -> bool {
+        self.parked.borrow().iter().any(|parked| &*parked.tag == tag)
+    }
+
+    fn suspended(&self) -> Vec<(Rc<str>, usize)> {
+        let mut tags: BTreeMap<Rc<str>, usize> = BTreeMap::new();
+        for parked in self.parked.borrow().iter() {
+            *tags.entry(Rc::clone(&parked.tag)).or_default() += 1;
+        }
+        tags.into_iter().collect()
+    }
+
+    fn pending(&self) -> Vec<(Event, Rc<str>)> {
+        self.pending.borrow().clone()
+    }
+
+    fn release_all(&self) -> usize {
+        self.pending.borrow_mut().clear();
+        self.let_all_go(None)
+    }
+
+    fn wait<'a>(&'a self, tag: &'a str) -> LocalBoxFuture<'a, ()> {
+        Box::pin(async move {
+            loop {
+                let mut parked = pin!(self.has_parked.notified());
+                parked.as_mut().enable();
+                if self.is_suspended(tag) {
+                    return;
+                }
+                parked.await;
+            }
+        })
+    }
+}
+
+/// A parked request. Dropped, it is no longer parked.
+pub(super) struct Stay {
+    breaks: Rc<Breaks>,
+    id: u64,
+    resumed: oneshot::Receiver<()>,
+}
+
+impl Stay {
+    /// Completes when the request is resumed.
+    pub(super) async fn over(mut self) {
+        // The sender goes only with the node.
+        let _ = (&mut self.resumed).await;
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        self.breaks.parked.borrow_mut().retain(|parked| parked.id != self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::{block_on, poll_once};
+
+    use super::*;
+    use crate::clock::Stopped;
+
+    fn breaks() -> (Rc<Breaks>, Rc<RefCell<Vec<String>>>) {
+        let said: Rc<RefCell<Vec<String>>> = Rc::default();
+        let say: Say = Rc::new({
+            let said = Rc::clone(&said);
+            move |line| said.borrow_mut().push(line.replace("blkdebug: ", "").replace(" request", ""))
+        });
+        (Breaks::new(Rc::from("n"), Notices::new(Rc::new(Stopped)), say), said)
+    }
+
+    #[test]
+    fn every_tag_has_to_be_resumed() {
+        let (breaks, said) = breaks();
+        breaks.set(Event::Pwritev, "A");
+        breaks.set(Event::ReadAio, "C");
+        breaks.set(Event::Pwritev, "B");
+        assert!(breaks.waits_for(Event::Pwritev) && !breaks.waits_for(Event::WriteAio));
+        let stays = breaks.hit(Event::Pwritev);
+        assert!(!breaks.waits_for(Event::Pwritev), "one hit each");
+        let mut request = Box::pin(async move {
+            for stay in stays {
+                stay.over().await;
+            }
+        });
+        block_on(async {
+            assert!(poll_once(&mut request).await.is_none());
+            assert!(breaks.resume("A"));
+            assert!(poll_once(&mut request).await.is_none());
+            assert!(!breaks.resume("A"), "nobody is there any more");
+            assert!(breaks.resume("B"));
+            assert!(poll_once(&mut request).await.is_some());
+        });
+        assert_eq!(*said.borrow(), ["Suspended 'B'", "Suspended 'A'", "Resuming 'A'", "Resuming 'B'"]);
+        assert_eq!(breaks.pending(), [(Event::ReadAio, Rc::from("C"))]);
+    }
+
+    #[test]
+    fn removal_wakes_what_is_parked_and_reports_what_was_not_hit() {
+        let (breaks, said) = breaks();
+        assert!(!breaks.remove("A"));
+        breaks.set(Event::Pwritev, "A");
+        assert!(breaks.remove("A"));
+        breaks.set(Event::Pwritev, "A");
+        let first = breaks.hit(Event::Pwritev);
+        breaks.set(Event::Pwritev, "A");
+        let second = breaks.hit(Event::Pwritev);
+        assert_eq!(breaks.suspended(), [(Rc::from("A"), 2)]);
+        assert!(!breaks.remove("A"), "both were hit");
+        assert!(breaks.suspended().is_empty());
+        assert_eq!(said.borrow().len(), 4);
+        drop((first, second));
+        breaks.set(Event::Pwritev, "B");
+        breaks.set(Event::Pwritev, "A");
+        drop(breaks.hit(Event::Pwritev));
+        assert_eq!(breaks.release_all(), 0, "a dropped request is not parked");
+    }
+
+    #[test]
+    fn a_wait_ends_with_the_first_request_of_its_tag() {
+        let (breaks, _) = breaks();
+        breaks.set(Event::Pwritev, "A");
+        let mut wait = breaks.wait("A");
+        block_on(async {
+            assert!(poll_once(&mut wait).await.is_none());
+            let _stays = breaks.hit(Event::Pwritev);
+            assert!(poll_once(&mut wait).await.is_some());
+        });
+    }
+}
