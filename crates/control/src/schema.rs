@@ -117,6 +117,8 @@ const fn optional(name: &'static str, kind: Kind, about: &'static str) -> Argume
 
 const FAULT_NODE: Argument = optional("node", Kind::Node, "the fault node; the only one if not given");
 
+const DISK_NODE: Argument = optional("node", Kind::Node, "the disk; the only one if not given");
+
 /// Every command, by subject.
 pub static COMMANDS: &[Command] = &[
     Command {
@@ -341,6 +343,75 @@ pub static COMMANDS: &[Command] = &[
         returns: "nothing",
         oob: true,
         run: |context, arguments| Box::pin(commands::fault::cont(context, arguments)),
+    },
+    Command {
+        name: "power-cut",
+        about: "Cut the power of a disk. Requests in flight are never answered: their clients are disconnected",
+        arguments: &[
+            DISK_NODE,
+            optional(
+                "state",
+                Kind::Text,
+                "the state to come back in, such as `all-old`, `drop:17`, `seed:1234`; the disk's seed picks one if not given",
+            ),
+        ],
+        returns: "`{cut, state, size, requests, states: {count, log2}, lost, betrayed, on}` when the disk is in its new state; `state` asks for the same again",
+        oob: false,
+        run: |context, arguments| Box::pin(commands::disk::power_cut(context, arguments)),
+    },
+    Command {
+        name: "power-on",
+        about: "Switch a disk on that stayed off after a power cut",
+        arguments: &[DISK_NODE],
+        returns: "nothing",
+        oob: false,
+        run: |context, arguments| Box::pin(commands::disk::power_on(context, arguments)),
+    },
+    Command {
+        name: "disk-state",
+        about: "Tell what a disk holds that a power cut could lose",
+        arguments: &[DISK_NODE, optional("names", Kind::Count, "so many names of states at most; 16 if not given")],
+        returns: "`{node, on, kind, profile, seed, size, cuts, requests, open, cached, promised, states: {count, log2}, names: [text]}`",
+        oob: true,
+        run: |context, arguments| Box::pin(commands::disk::state(context, arguments)),
+    },
+    Command {
+        name: "disk-save",
+        about: "Write the state that a power cut would leave to a new image; the disk goes on",
+        arguments: &[
+            DISK_NODE,
+            optional("state", Kind::Text, "its name; `all-new` if not given"),
+            required("file", Kind::Text, "the image; a file that is there is not touched"),
+            optional("format", Kind::Word(&["raw", "qcow2"]), "its format; raw if not given, qcow2 with `backing`"),
+            optional(
+                "backing",
+                Kind::Text,
+                "write an overlay with only what differs, and this name of the medium's image as its backing file",
+            ),
+            optional("backing-format", Kind::Text, "the format of the medium's image; raw if not given"),
+        ],
+        returns: "`{state, size, lost, betrayed}`",
+        oob: false,
+        run: |context, arguments| Box::pin(commands::disk::save(context, arguments)),
+    },
+    Command {
+        name: "disk-fail-flushes",
+        about: "Make the next flushes of a disk fail, as its option `flush-error` says",
+        arguments: &[DISK_NODE, optional("count", Kind::Count, "so many; 1 if not given")],
+        returns: "nothing",
+        oob: true,
+        run: |context, arguments| Box::pin(commands::disk::fail_flushes(context, arguments)),
+    },
+    Command {
+        name: "log-mark",
+        about: "Write a mark into a write log",
+        arguments: &[
+            optional("node", Kind::Node, "the blklogwrites node; the only one if not given"),
+            required("text", Kind::Text, "the mark"),
+        ],
+        returns: "`{entries}`, how many the log has; the mark is durable",
+        oob: false,
+        run: |context, arguments| Box::pin(commands::log::mark(context, arguments)),
     },
     Command {
         name: "stats-start",

@@ -15,6 +15,7 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 
+use blkproof_block::{LocalBoxFuture, Node};
 use blkproof_fault::lab::Lab;
 use blkproof_fault::notice::Notice;
 use futures_lite::future::{or, yield_now};
@@ -27,7 +28,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::commands::{Context, execute};
 use crate::events;
-use crate::host::Host;
+use crate::host::{Host, NewImage};
 use crate::outbox::Outbox;
 use crate::wire::{self, Command, Input, Limits, Session, encode};
 
@@ -84,6 +85,10 @@ impl Host for Quit {
     fn quit(&self) {
         self.quitting.set(true);
         self.host.quit();
+    }
+
+    fn create<'a>(&'a self, image: NewImage<'a>) -> LocalBoxFuture<'a, Result<Node, String>> {
+        self.host.create(image)
     }
 }
 

@@ -105,12 +105,12 @@ fn describe(name: &str, faults: &Faults) -> Value {
         "state": &*faults.state(),
         "stopped": faults.is_stopped(),
         "lba-size": faults.lba_size(),
-        "rules": faults.list().iter().map(status).collect::<Vec<_>>(),
+        "rules": faults.list().iter().map(|rule| status(rule, faults.lba_size())).collect::<Vec<_>>(),
         "held": held,
     })
 }
 
-fn status(status: &RuleStatus) -> Value {
+fn status(status: &RuleStatus, lba_size: u32) -> Value {
     let mut it = Map::new();
     let mut put = |key: &str, value: Value| it.insert(key.to_owned(), value);
     put("id", json!(status.rule.id.to_string()));
@@ -124,7 +124,7 @@ fn status(status: &RuleStatus) -> Value {
         put("bad-sectors", json!(bad));
     }
     put("damaged-sectors", json!(status.damaged));
-    put("rule", rules::show(&status.rule));
+    put("rule", rules::show(&status.rule, lba_size));
     Value::Object(it)
 }
 

@@ -1,7 +1,9 @@
 //! What commands do, a file for each subject. Each answers when its effect holds.
 
 pub(crate) mod ask;
+pub(crate) mod disk;
 pub(crate) mod fault;
+pub(crate) mod log;
 pub(crate) mod process;
 pub(crate) mod stats;
 
@@ -71,7 +73,9 @@ pub(crate) fn done() -> Result<Value, Error> {
 /// The driver of a node, as graphs name it.
 pub(crate) fn driver(part: &Part) -> &'static str {
     match part {
+        Part::Disk(_) => "disk",
         Part::Fault(_) => "fault",
+        Part::Log(_) => "blklogwrites",
         Part::Stats(_) => "stats",
         Part::Trace(_) => "trace",
         _ => "unknown",

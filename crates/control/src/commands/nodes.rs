@@ -2,8 +2,10 @@
 
 use std::rc::Rc;
 
+use blkproof_fault::disk::Disk;
 use blkproof_fault::filter::Faults;
 use blkproof_fault::lab::Part;
+use blkproof_fault::log_writes::node::WriteLog;
 use blkproof_fault::stats::Stats;
 
 use super::{Context, driver};
@@ -33,6 +35,26 @@ impl Kind for Rc<Stats> {
     fn of(part: Part) -> Option<Self> {
         match part {
             Part::Stats(stats) => Some(stats),
+            _ => None,
+        }
+    }
+}
+
+impl Kind for Disk {
+    const DRIVER: &'static str = "disk";
+    fn of(part: Part) -> Option<Self> {
+        match part {
+            Part::Disk(disk) => Some(disk),
+            _ => None,
+        }
+    }
+}
+
+impl Kind for WriteLog {
+    const DRIVER: &'static str = "blklogwrites";
+    fn of(part: Part) -> Option<Self> {
+        match part {
+            Part::Log(log) => Some(log),
             _ => None,
         }
     }

@@ -47,6 +47,16 @@ fn describe(name: &str, part: &Part) -> Value {
                 ("stopped", json!(faults.is_stopped())),
             ]
         }
+        Part::Disk(disk) => {
+            let state = disk.state(0);
+            vec![
+                ("kind", json!(state.options.kind.name())),
+                ("on", json!(state.on)),
+                ("cuts", json!(state.cuts)),
+                ("requests", json!(state.requests)),
+            ]
+        }
+        Part::Log(log) => vec![("entries", json!(log.entries()))],
         Part::Stats(stats) => vec![("running", json!(stats.is_running()))],
         Part::Trace(trace) => {
             vec![

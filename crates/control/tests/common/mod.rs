@@ -6,10 +6,16 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
-use blkproof_block::LocalBoxFuture;
-use blkproof_control::{Ended, Host, Server};
+use blkproof_block::graph::{OpenContext, OpenFlags, Registry};
+use blkproof_block::nodes::memory::Memory;
+use blkproof_block::{LocalBoxFuture, Node};
+use blkproof_control::{Ended, Host, NewImage, Server};
 use blkproof_fault::clock::Clock;
+use blkproof_fault::disk::DiskDriver;
+use blkproof_fault::filter::FaultDriver;
 use blkproof_fault::lab::Lab;
+use blkproof_fault::log_writes::driver::LogWritesDriver;
+use blkproof_fault::stats::StatsDriver;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::watch;
@@ -51,11 +57,22 @@ impl Clock for Clockwork {
 #[derive(Debug, Default)]
 pub struct Process {
     pub quits: Cell<u32>,
+    /// Images, by name.
+    pub made: RefCell<Vec<(String, Node)>>,
 }
 
 impl Host for Process {
     fn quit(&self) {
         self.quits.set(self.quits.get() + 1);
+    }
+
+    fn create<'a>(&'a self, image: NewImage<'a>) -> LocalBoxFuture<'a, Result<Node, String>> {
+        if image.file == "taken.raw" {
+            return Box::pin(std::future::ready(Err("'taken.raw' exists".to_owned())));
+        }
+        let made = Node::new(Memory::new(0));
+        self.made.borrow_mut().push((image.file.to_owned(), made.clone()));
+        Box::pin(std::future::ready(Ok(made)))
     }
 }
 
@@ -74,6 +91,18 @@ impl Bench {
         let process = Rc::new(Process::default());
         let server = Rc::new(Server::new(Rc::clone(&lab), process.clone()));
         Self { lab, clock, process, server }
+    }
+
+    /// Opens a graph whose nodes can be controlled.
+    pub async fn open(&self, graph: &str) -> Node {
+        let mut registry = Registry::new();
+        blkproof_block::nodes::register(&mut registry);
+        registry.add(FaultDriver::new(&self.lab, Rc::new(|_| Err("no files here".to_owned()))));
+        registry.add(DiskDriver::new(Rc::clone(&self.lab)));
+        registry.add(LogWritesDriver::new(Rc::clone(&self.lab)));
+        registry.add(StatsDriver::new(&self.lab));
+        let context = OpenContext { registry: &registry, flags: OpenFlags::default() };
+        context.open_image(graph, None, true).await.unwrap()
     }
 
     /// A client that has just connected; the pipe to it holds `room` bytes.
