@@ -34,6 +34,11 @@ pub static EVENTS: &[(&str, &str)] = &[
          (bytes acknowledged and lost; of these, flushed in vain)",
     ),
     ("MISMATCH", "a mirror's sides differ: `node`, `offset`, `bytes`, `words`"),
+    (
+        "OUTSIDE_LIMITS",
+        "a driver sent a request that does not keep to the limits of the node below it: `node`, `operation`, `offset`, \
+         `bytes`, `words`",
+    ),
     ("CLIENT_CONNECTED", "a client of the disk came: `client`, `export`"),
     ("CLIENT_DISCONNECTED", "a client of the disk left: `client`"),
     ("SHUTDOWN", "the process ends: `reason` (`quit` or `stopped`)"),
@@ -94,6 +99,11 @@ pub(crate) fn from_notice(notice: &Notice) -> Value {
             let mut fields = fields(json!({ "words": &**words }));
             place(&mut fields, *range);
             ("MISMATCH", fields)
+        }
+        What::OutsideLimits { operation, range, words } => {
+            let mut fields = fields(json!({ "operation": operation.name(), "words": &**words }));
+            place(&mut fields, *range);
+            ("OUTSIDE_LIMITS", fields)
         }
         What::ClientConnected { client, export } => {
             ("CLIENT_CONNECTED", fields(json!({ "client": &**client, "export": &**export })))
@@ -205,6 +215,7 @@ mod tests {
             What::Resumed { tag: Rc::clone(&text) },
             What::PowerCut { cut: 1, state: Rc::clone(&text), lost: 2, betrayed: 1 },
             What::Mismatch { words: Rc::clone(&text), range },
+            What::OutsideLimits { operation: Operation::Read, range, words: Rc::clone(&text) },
             What::ClientConnected { client: Rc::clone(&text), export: Rc::clone(&text) },
             What::ClientDisconnected { client: Rc::clone(&text) },
         ] {
