@@ -65,7 +65,9 @@ pub enum CutError {
         entries: u64,
     },
     /// Too much would have to be held in memory.
-    #[error("from entry {from} on nothing was flushed: more than the {memory} bytes of data that may be held in memory")]
+    #[error(
+        "from entry {from} on nothing was flushed: more than the {memory} bytes of data that may be held in memory"
+    )]
     Memory {
         /// The first entry that is not durable.
         from: u64,

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use blkproof_block::device::check_bounds;
 use blkproof_block::range_lock::RangeLock;
 use blkproof_block::{
-    BlockDevice, BlockStatus, Breakpoints, ByteRange, Capabilities, DeviceInfo, Errno, Event, IoError, Limits, Node, Preallocation,
-    Result, WriteFlags, ZeroFlags,
+    BlockDevice, BlockStatus, Breakpoints, ByteRange, Capabilities, DeviceInfo, Errno, Event, IoError, Limits, Node,
+    Preallocation, Result, WriteFlags, ZeroFlags,
 };
 
 use super::append::{Appender, Content};

@@ -144,7 +144,9 @@ impl Entry {
 impl Entry {
     /// Whether this is the mark that a request left which failed, in a log of ours with details.
     pub fn is_failure(&self) -> bool {
-        self.text.as_deref().is_some_and(|text| text.starts_with(super::node::OWN_MARK) && text.contains(" failed with errno "))
+        self.text
+            .as_deref()
+            .is_some_and(|text| text.starts_with(super::node::OWN_MARK) && text.contains(" failed with errno "))
     }
 }
 
