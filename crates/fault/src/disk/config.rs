@@ -32,7 +32,8 @@ pub enum Profile {
     Block,
     /// And of one request only its beginning or its end.
     Torn,
-    /// And one block is cut at a sector of 512 bytes: old behind it. Nothing more than `Torn` with blocks of 512 bytes.
+    /// And one block is cut at a sector of 512 bytes: old behind it. Nothing more than `Torn` with blocks of 512
+    /// bytes.
     Shorn,
     /// And blocks that were on their way to the medium may hold noise.
     Garbage,

@@ -1,8 +1,8 @@
 //! Work on the medium that a power cut can stop.
 //!
-//! A job is a future that writes to the node below. The request that needs it polls it, but does not own it: a power cut
-//! drops all jobs at once, whoever was about to poll them, and wakes their requests, which find their job gone. After
-//! that and a drain nothing more reaches the medium.
+//! A job is a future that writes to the node below. The request that needs it polls it, but does not own it: a power
+//! cut drops all jobs at once, whoever was about to poll them, and wakes their requests, which find their job gone.
+//! After that and a drain nothing more reaches the medium.
 //!
 //! # Invariants
 //! - A job runs only while its request is polled, and is dropped with it: nothing runs on its own.

@@ -3,11 +3,11 @@
 //! # Invariants
 //! - One job at a time writes to the medium, under its lock, and pieces of one job do not overlap: nothing overtakes.
 //! - A job that was dropped in the middle may land late. The next one drains the node below before it writes.
-//! - What is written is settled, and so leaves the cache, only afterwards; until then readers are served by the cache, and
-//!   a late landing is hidden by it.
+//! - What is written is settled, and so leaves the cache, only afterwards; until then readers are served by the
+//!   cache, and a late landing is hidden by it.
 //! - A flush that is under way can still be lost. What the medium held before is read first, and a power cut writes it
-//!   back where the state says so: at every moment of a flush each of its requests can be kept or lost. Where that is too
-//!   much to hold, or the disk shrinks, the flush's requests survive the cut, as evicted ones do.
+//!   back where the state says so: at every moment of a flush each of its requests can be kept or lost. Where that is
+//!   too much to hold, or the disk shrinks, the flush's requests survive the cut, as evicted ones do.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

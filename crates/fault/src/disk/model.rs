@@ -1,7 +1,7 @@
 //! The volatile write cache, as a structure without I/O: what a node or a simulator of a disk has to know.
 //!
-//! The cache takes a request when it *arrives*: at that moment it takes effect for readers, gets its number, and so its
-//! place in the order of overlapping requests. It is *open* until it completes. What becomes of it:
+//! The cache takes a request when it *arrives*: at that moment it takes effect for readers, gets its number, and so
+//! its place in the order of overlapping requests. It is *open* until it completes. What becomes of it:
 //! - *settled*: it is on the medium, and with it every older version of the blocks it touches. The owner of the model
 //!   writes the [`batch`](Model::batch) first, and then says [`settle`](Model::settle). A flush of an honest disk
 //!   settles what had completed before the flush was sent, FUA the one request, eviction what makes room.
@@ -10,14 +10,15 @@
 //!   [`Model::reset`] begins the next life.
 //!
 //! # Invariants
-//! - With nothing settled early, the states are exactly those of CM 5.1: per block the medium's content, or the version
-//!   of any request in the cache that is not older than a settled one; the size is one more block. Settling early
-//!   (eviction) only takes states away.
+//! - With nothing settled early, the states are exactly those of CM 5.1: per block the medium's content, or the
+//!   version of any request in the cache that is not older than a settled one; the size is one more block. Settling
+//!   early (eviction) only takes states away.
 //! - What is settled is in every later state. An honest owner settles what a flush covers before it acknowledges the
-//!   flush, so nothing flushed is ever lost; a liar only [promises](Model::promise), so that what it lost can be counted.
+//!   flush, so nothing flushed is ever lost; a liar only [promises](Model::promise), so that what it lost can be
+//!   counted.
 //! - What readers see is the newest version of every block, whatever is settled.
-//! - Memory is what [`Model::bytes`] says, give or take a constant factor: requests cost their data and a fixed amount,
-//!   whatever the size of the disk and of their ranges.
+//! - Memory is what [`Model::bytes`] says, give or take a constant factor: requests cost their data and a fixed
+//!   amount, whatever the size of the disk and of their ranges.
 //! - Every decision is a function of the seed and of numbers of requests and blocks (CM 8.1).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -448,7 +449,8 @@ impl Model {
         match covered {
             Covered::These(_) => {
                 let ranges = self.covered(covered).map(|(_, entry)| entry.change.range.aligned_out(self.block()));
-                let both = |a: ByteRange, b: ByteRange| ByteRange { start: a.start.min(b.start), end: a.end.max(b.end) };
+                let both =
+                    |a: ByteRange, b: ByteRange| ByteRange { start: a.start.min(b.start), end: a.end.max(b.end) };
                 ranges.filter(|range| !range.is_empty()).reduce(both).unwrap_or_default()
             }
             _ => ByteRange { start: 0, end: u64::MAX },

@@ -28,8 +28,8 @@ pub struct DiskNode {
     child: Node,
     /// The last of these to go ends the disk.
     listed: Rc<Listed>,
-    /// One client's handle: the life it came in. It is gone with that life, as a host is whose disk lost its power, even if
-    /// it had nothing in flight: it must not go on as if what it wrote were there.
+    /// One client's handle: the life it came in. It is gone with that life, as a host is whose disk lost its power,
+    /// even if it had nothing in flight: it must not go on as if what it wrote were there.
     client: Option<u64>,
 }
 

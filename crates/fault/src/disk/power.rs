@@ -1,10 +1,11 @@
 //! The power switch, and everything else that control does to a disk.
 //!
 //! # A power cut, step by step
-//! 1. In one go, without waiting: the state is chosen, the power is off, every job that writes to the medium is dropped,
-//!    the cache is empty. From here on requests in flight and later ones hear `ENOTCONN`.
+//! 1. In one go, without waiting: the state is chosen, the power is off, every job that writes to the medium is
+//!    dropped, the cache is empty. From here on requests in flight and later ones hear `ENOTCONN`.
 //! 2. The node below is drained: what was dropped has landed, or never will.
-//! 3. The state is written to the medium, size first, and flushed. What a flush under way had written over is put back.
+//! 3. The state is written to the medium, size first, and flushed. What a flush under way had written over is put
+//!    back.
 //! 4. The cut is told, and the power is on again, unless the disk stays off.
 //!
 //! A cut waits for nothing that another request would have to do, so a filter above may ask for it in the middle of a
@@ -135,8 +136,8 @@ impl Disk {
         self.0.on.get()
     }
 
-    /// Cuts the power; the disk comes back in the [state](StateName) of that name, or in one that its seed and the number
-    /// of the cut pick (`seed:…`).
+    /// Cuts the power; the disk comes back in the [state](StateName) of that name, or in one that its seed and the
+    /// number of the cut pick (`seed:…`).
     ///
     /// Returns when the state stands and, unless the disk stays off, the power is back. Of two cuts at once the second
     /// begins when the first is done.
@@ -199,8 +200,8 @@ impl Disk {
         self.0.choose(&state.parse()?)
     }
 
-    /// Writes that state to `to`, which gets its size. The disk goes on; what arrives meanwhile is not part of the state.
-    /// The medium's content is read only for [`Extent::Image`], and holes in it are skipped.
+    /// Writes that state to `to`, which gets its size. The disk goes on; what arrives meanwhile is not part of the
+    /// state. The medium's content is read only for [`Extent::Image`], and holes in it are skipped.
     ///
     /// # Errors
     /// If there is no such state, or a node fails.
@@ -213,7 +214,8 @@ impl Disk {
         Ok(state)
     }
 
-    /// Makes the next `count` flushes fail, without doing anything. Option `flush-error` says what becomes of the data.
+    /// Makes the next `count` flushes fail, without doing anything. Option `flush-error` says what becomes of the
+    /// data.
     ///
     /// # Errors
     /// With `flush-error=none`.

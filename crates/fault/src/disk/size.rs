@@ -59,8 +59,8 @@ impl Sizes {
     /// The request is on the medium, with data up to `end`.
     ///
     /// A request that changed the size takes every older size with it, as in any block. One that did not still needs a
-    /// size that holds its data (CM 4.8 (2)): where the medium's, or an older one in the cache, would not, the sizes up
-    /// to it are on the medium too.
+    /// size that holds its data (CM 4.8 (2)): where the medium's, or an older one in the cache, would not, the sizes
+    /// up to it are on the medium too.
     pub(super) fn settle(&mut self, id: ChangeId, end: u64) {
         if self.base_id.is_some_and(|newer| newer > id) {
             return;

@@ -1,7 +1,8 @@
 //! What a power cut leaves (CM 5.1, 5.2, 5.4).
 //!
-//! Each block picks one of its versions, and the size one of its own; the profile says which picks go together. A range
-//! that one request covers may have more blocks than anybody can list: beyond [`GROUPS`] of one run they pick in groups.
+//! Each block picks one of its versions, and the size one of its own; the profile says which picks go together. A
+//! range that one request covers may have more blocks than anybody can list: beyond [`GROUPS`] of one run they pick
+//! in groups.
 
 use std::collections::BTreeSet;
 
@@ -85,8 +86,8 @@ struct Plan {
 }
 
 impl Model {
-    /// The state of that name, with the requests `moving` on their way to the medium: only profile `garbage` asks. Nothing
-    /// changes.
+    /// The state of that name, with the requests `moving` on their way to the medium: only profile `garbage` asks.
+    /// Nothing changes.
     ///
     /// # Errors
     /// If the profile has no such state, or the name speaks of something that is not there.
