@@ -6,6 +6,7 @@
 //! - [`explain`]: what a finding's code means;
 //! - [`ddrescue`]: what the guest's disk has lost, as a map for GNU ddrescue;
 //! - [`map`]: the image file by owner and the guest's disk by state, as pictures: HTML, SVG, letters;
+//! - [`stats`]: what went through a node, as a table for a terminal and a page of heat maps and latencies;
 //! - [`text`]: the small parts they share.
 
 pub mod ddrescue;
@@ -14,6 +15,7 @@ pub mod human;
 pub mod json;
 pub mod map;
 pub mod qcheck;
+pub mod stats;
 pub mod text;
 
 mod style;

@@ -80,7 +80,7 @@ pub fn html(report: &Report) -> String {
 }
 
 /// JSON that can stand between script tags: nothing in it can end the element or begin a comment.
-fn script_data(value: &Value) -> String {
+pub(crate) fn script_data(value: &Value) -> String {
     value.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
 }
 
