@@ -136,6 +136,11 @@ impl Disk {
         self.0.on.get()
     }
 
+    /// Power cuts so far.
+    pub fn cuts(&self) -> u64 {
+        self.0.cuts.get()
+    }
+
     /// Cuts the power; the disk comes back in the [state](StateName) of that name, or in one that its seed and the
     /// number of the cut pick (`seed:…`).
     ///

@@ -30,7 +30,7 @@
 use blkproof_block::graph::CacheMode;
 
 use super::mistake::{Mistake, Mistakes, Place};
-use super::read;
+use super::read as reader;
 use crate::disk::DiskOptions;
 use crate::rule::RuleSet;
 
@@ -125,5 +125,5 @@ pub struct ExportEntry {
 /// # Errors
 /// Everything that is wrong with it.
 pub fn read(file: &str, text: &str) -> Result<LabFile, Mistakes> {
-    read::lab_file(file, text)
+    reader::lab_file(file, text)
 }

@@ -84,7 +84,8 @@ pub(super) fn read(file: &str, text: &str, draft: &mut Draft) -> Result<(), Wron
             continue;
         }
         if next.len() >= STATES_MAX || moment.name().len() > NAME_MAX {
-            return Ok(simply(&config, draft));
+            simply(&config, draft);
+            return Ok(());
         }
         let moves: Vec<(Event, Moment)> = events
             .iter()

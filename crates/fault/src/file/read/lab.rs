@@ -6,11 +6,11 @@ use blkproof_block::graph::{CacheMode, Options};
 
 use super::{Field, Reader};
 use crate::disk::{DiskOptions, parse_options, take_options};
+use crate::file::FILE_MAX;
 use crate::file::fields;
 use crate::file::lab::{EXPORTS_MAX, ExportEntry, LabFile, Written};
 use crate::file::mistake::{Mistake, Mistakes};
 use crate::file::tree::{Lines, Tree, Value};
-use crate::file::FILE_MAX;
 use crate::rule::RuleSet;
 
 /// Bytes of the longest name NBD knows.
@@ -80,7 +80,9 @@ impl<'a> Reader<'a> {
             Some(name) => self.written(name, "write a name, as in \"disk0\""),
             None => self.wrong(field, "an export has a 'name'; one alone may have the empty one"),
         };
-        if name.as_ref().is_some_and(|name| name.value.len() > EXPORT_NAME_MAX || name.value.chars().any(char::is_control))
+        if name
+            .as_ref()
+            .is_some_and(|name| name.value.len() > EXPORT_NAME_MAX || name.value.chars().any(char::is_control))
         {
             let place = get("name").unwrap_or(field);
             let words = format!("export names have {EXPORT_NAME_MAX} bytes at most, and no control characters");
@@ -163,7 +165,8 @@ impl<'a> Reader<'a> {
         match &field.tree.value {
             Value::Text(text) => match blkproof_block::graph::parse_size(text) {
                 Some(size) if size > 0 => Some(size),
-                _ => self.wrong(field, format!("'{text}' is no size; write a number, or one with a suffix, as in \"64M\"")),
+                _ => self
+                    .wrong(field, format!("'{text}' is no size; write a number, or one with a suffix, as in \"64M\"")),
             },
             _ => self.count(field),
         }
@@ -265,14 +268,20 @@ do = { fail = "03/1101" }
             ("lba = 50", "lba = \"fifty\"", "rule 'bad-50': on.lba: "),
             ("kind = \"honest\"", "kin = \"honest\"", "lab.toml:17:8: export.disk: "),
             ("64M", "64Q", "lab.toml:5:17: max-in-flight: '64Q' is no size"),
-            ("control = \"lab.ctl\"", "control = 5", "lab.toml:3:11: control: this is a whole number; write an address"),
+            (
+                "control = \"lab.ctl\"",
+                "control = 5",
+                "lab.toml:3:11: control: this is a whole number; write an address",
+            ),
         ] {
             let text = GOOD.replace(from, to);
             assert_ne!(text, GOOD, "{from}");
             let mistakes = lab::read("lab.toml", &text).unwrap_err().to_string();
             assert!(mistakes.contains(says), "{to}: {mistakes}");
         }
-        for text in ["", "seed = 1", "export = 5", "export = [5]", "[export]\nname = \"a\"", "[[export]]", "x = [", "\u{0}"] {
+        for text in
+            ["", "seed = 1", "export = 5", "export = [5]", "[export]\nname = \"a\"", "[[export]]", "x = [", "\u{0}"]
+        {
             assert!(lab::read("lab.toml", text).is_err(), "{text:?}");
         }
     }
