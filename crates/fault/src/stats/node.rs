@@ -4,7 +4,8 @@ use std::rc::Rc;
 
 use blkproof_block::device::check_bounds;
 use blkproof_block::{
-    BlockDevice, BlockStatus, Breakpoints, Capabilities, DeviceInfo, Event, Node, Preallocation, Result, WriteFlags, ZeroFlags,
+    BlockDevice, BlockStatus, Breakpoints, Capabilities, DeviceInfo, Event, Node, Preallocation, Result, WriteFlags,
+    ZeroFlags,
 };
 
 use super::counters::Stats;
@@ -29,7 +30,7 @@ impl<D: BlockDevice> StatsNode<D> {
 
     /// The same, known by name as long as it lives.
     #[must_use]
-    pub(super) fn registered(mut self, registered: Registered) -> Self {
+    pub fn registered(mut self, registered: Registered) -> Self {
         self.registered = Some(Rc::new(registered));
         self
     }

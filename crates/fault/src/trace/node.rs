@@ -2,7 +2,9 @@
 
 use std::rc::Rc;
 
-use blkproof_block::{BlockDevice, BlockStatus, Breakpoints, DeviceInfo, Event, Node, Preallocation, Result, WriteFlags, ZeroFlags};
+use blkproof_block::{
+    BlockDevice, BlockStatus, Breakpoints, DeviceInfo, Event, Node, Preallocation, Result, WriteFlags, ZeroFlags,
+};
 
 use super::format::TraceFlags;
 use super::recorder::Trace;
@@ -27,7 +29,7 @@ impl<D: BlockDevice> TraceNode<D> {
 
     /// The same, known by name as long as it lives.
     #[must_use]
-    pub(super) fn registered(mut self, registered: Registered) -> Self {
+    pub fn registered(mut self, registered: Registered) -> Self {
         self.registered = Some(Rc::new(registered));
         self
     }

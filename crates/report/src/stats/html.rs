@@ -17,6 +17,9 @@ use crate::text::{count, size};
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
+/// A count of a cell.
+type Figure = fn(&Cell) -> u64;
+
 /// Characters kept of one text from outside.
 const TEXT_MAX: usize = 300;
 
@@ -82,10 +85,10 @@ fn node(number: usize, snapshot: &Snapshot, out: &mut String) {
     heat(number, snapshot, out);
     out.push_str(
         "<section><h2>Latency</h2>\n<p class=\"soft\">Requests by duration; equal areas are equal numbers. The marks \
-                  are p50, p99 and p99.9.</p>\n",
+                  are p50, p99 and p99.9.</p>\n<div class=\"scroll\">",
     );
     latencies(snapshot, out);
-    out.push_str("</section>\n<div class=\"shapes\">\n");
+    out.push_str("</div></section>\n<div class=\"shapes\">\n");
     shapes(snapshot, "Sizes", "bytes of a request", |per| &per.sizes, size_class, out);
     shapes(
         snapshot,
@@ -195,7 +198,7 @@ fn heat(number: usize, snapshot: &Snapshot, out: &mut String) {
         count(cells(snapshot) as u64),
         size(snapshot.heat.cell_size)
     );
-    let figures: [(&str, &str, fn(&Cell) -> u64); 3] = [
+    let figures: [(&str, &str, Figure); 3] = [
         ("reads", "Reads", |cell| cell.reads),
         ("writes", "Writes, zeroes and discards", |cell| cell.writes),
         ("errors", "Failures", |cell| cell.errors),

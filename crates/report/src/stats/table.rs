@@ -61,6 +61,12 @@ pub fn table_since(snapshot: &Snapshot, before: Option<&Snapshot>, width: usize)
     out
 }
 
+/// What stands in a column.
+type Says<'a> = &'a dyn Fn(&PerOperation) -> String;
+
+/// A count of a cell.
+type Figure = fn(&Cell) -> u64;
+
 /// One column: head, alignment, and what stands in it. Those that a narrow terminal has no room for are left out, the last
 /// ones first.
 struct Column<'a> {
@@ -68,7 +74,7 @@ struct Column<'a> {
     cells: Vec<String>,
     /// Kept as long as there is room; the lowest stays longest.
     rank: u8,
-    figure: &'a dyn Fn(&PerOperation) -> String,
+    figure: Says<'a>,
 }
 
 fn rows(snapshot: &Snapshot, before: Option<&Snapshot>, width: usize) -> Vec<String> {
@@ -79,7 +85,7 @@ fn rows(snapshot: &Snapshot, before: Option<&Snapshot>, width: usize) -> Vec<Str
     };
     let ranged = |per: &PerOperation, text: String| if has_range(per.operation) { text } else { String::new() };
     let at = |percent: f64| move |per: &PerOperation| per.latency.percentile(percent).map(duration).unwrap_or_default();
-    let figures: [(&'static str, u8, &dyn Fn(&PerOperation) -> String); 12] = [
+    let figures: [(&'static str, u8, Says<'_>); 12] = [
         ("operation", 0, &|per| per.operation.to_string()),
         ("requests", 1, &|per| count(per.submitted)),
         ("per s", 2, &|per| count(since(per, |per| per.done + per.failed))),
@@ -125,7 +131,7 @@ fn heat(snapshot: &Snapshot, width: usize, line: &mut impl FnMut(&str)) {
     let all = usize::try_from(snapshot.size.div_ceil(snapshot.heat.cell_size.max(1))).unwrap_or(usize::MAX);
     let all = all.clamp(cells.len().max(1), blkproof_fault::stats::heat::CELLS);
     let letters = (width - 8).min(all);
-    let figures: [(&str, fn(&Cell) -> u64); 2] = [("reads", |cell| cell.reads), ("writes", |cell| cell.writes)];
+    let figures: [(&str, Figure); 2] = [("reads", |cell| cell.reads), ("writes", |cell| cell.writes)];
     line("");
     for (name, figure) in figures {
         // Each letter stands for a stretch of cells; no stretch is empty, since there are no more letters than cells.
