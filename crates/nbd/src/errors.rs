@@ -4,10 +4,14 @@
 //! |---|---|
 //! | `EPERM`, `EACCES`, `EROFS` | `EPERM` |
 //! | `ENOSPC`, `EFBIG`, `EDQUOT` | `ENOSPC` |
-//! | `ENOMEM`, `EINVAL`, `ESHUTDOWN` | themselves |
+//! | `ENOMEM`, `EINVAL` | themselves |
 //! | `EOVERFLOW` | itself for a read with DF, else `EINVAL` |
 //! | `ENOTSUP` | itself for a fast zero, else `EINVAL` |
 //! | anything else | `EIO` |
+//!
+//! `ESHUTDOWN` tells a client to leave for good. Only a server that shuts down, or takes an export away, means that; a device
+//! that says so (an `nbd` node below that lost its own server) has failed, and its clients hear `EIO`. `ENOTCONN` has no
+//! number: it ends the connection.
 
 use std::fmt::Write as _;
 
@@ -24,7 +28,6 @@ pub fn to_wire(error: Errno, flags: CommandFlags) -> u32 {
         Errno::NOSPC | Errno::FBIG | EDQUOT => errno::ENOSPC,
         Errno::NOMEM => errno::ENOMEM,
         Errno::INVAL => errno::EINVAL,
-        Errno::SHUTDOWN => errno::ESHUTDOWN,
         Errno::OVERFLOW if flags.contains(CommandFlags::DF) => errno::EOVERFLOW,
         Errno::NOTSUP if flags.contains(CommandFlags::FAST_ZERO) => errno::ENOTSUP,
         Errno::OVERFLOW | Errno::NOTSUP => errno::EINVAL,

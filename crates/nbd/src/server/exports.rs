@@ -1,12 +1,16 @@
 //! What a server offers: devices under names.
 
+use std::rc::Rc;
+
 use blkproof_block::{BlockDevice, Capabilities, Node};
+use tokio::sync::watch;
 
 use crate::handshake::BlockSize;
 use crate::handshake::server::{Catalogue, Offer};
 use crate::wire::{MAX_PAYLOAD, MAX_STRING, TransmissionFlags};
 
-/// One device under a name.
+/// One device under a name. Clones are the same export: [`end`](Self::end) and [`sever`](Self::sever) are for the clients of
+/// all of them.
 #[derive(Clone, Debug)]
 pub struct Export {
     pub(super) name: String,
@@ -14,6 +18,16 @@ pub struct Export {
     pub(super) node: Node,
     pub(super) read_only: bool,
     pub(super) block_size: BlockSize,
+    pub(super) wish: Rc<watch::Sender<Wish>>,
+}
+
+/// What the clients of an export are to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Wish {
+    /// They are to leave.
+    pub(super) ended: bool,
+    /// How often they were thrown out. Whoever comes later stays.
+    pub(super) severed: u64,
 }
 
 /// An export that can not be offered.
@@ -44,7 +58,35 @@ impl Export {
             node,
             read_only: info.read_only,
             block_size: BlockSize { preferred, ..BlockSize::default() },
+            wish: Rc::new(watch::Sender::new(Wish::default())),
         }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The device.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Lets every client of it finish what is in flight, answers everything else with `ESHUTDOWN`, and ends: the export is
+    /// going away. Who negotiates for it meanwhile gets the same answer.
+    pub fn end(&self) {
+        self.wish.send_modify(|wish| wish.ended = true);
+    }
+
+    /// Completes when no client uses it, and nothing that one asked for is under way.
+    pub async fn unused(&self) {
+        self.wish.closed().await;
+    }
+
+    /// Ends every connection to it at once and without an answer, as a host that lost its power does. Requests in flight
+    /// are dropped. Clients may connect again.
+    pub fn sever(&self) {
+        self.wish.send_modify(|wish| wish.severed = wish.severed.wrapping_add(1));
     }
 
     /// Says what it is, for people.

@@ -4,6 +4,9 @@
 //! serve ── negotiate ── (STARTTLS: negotiate again over TLS) ── session
 //! ```
 //!
+//! A device that answers `ENOTCONN` is gone for that client, as a host without power is: its connection ends at once, and
+//! nothing is answered on it any more, not even what was carried out before.
+//!
 //! A [`Server`] knows the exports, the limits and whether it is shutting down; [`Server::serve`] runs one connection to
 //! its end. It opens no socket, starts no task and looks at no clock. Connections share a thread, and nothing that a
 //! peer does or fails to do holds the others: see [`Limits`].
@@ -15,13 +18,15 @@ mod execute;
 mod exports;
 mod session;
 
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use blkproof_block::BlockDevice as _;
+use blkproof_block::{BlockDevice as _, LocalBoxFuture};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 
@@ -61,8 +66,10 @@ pub enum Ended {
     Closed,
     /// The connection broke while replies were being sent.
     Broken,
-    /// The server shut down.
+    /// The server shut down, or took the export away.
     Shutdown,
+    /// The device was gone (`ENOTCONN`), or [`Export::sever`] was called: the connection was ended without an answer.
+    Severed,
 }
 
 /// What a connection did.
@@ -109,13 +116,36 @@ pub enum ServeError {
     Io(#[source] io::Error),
 }
 
+/// What a server needs of the program around it.
+pub trait Host {
+    /// `client`, as [`serve`](Server::serve) was told its name, begins to use an export.
+    fn connected(&self, client: &str, export: &str) {
+        let _ = (client, export);
+    }
+
+    /// It has left, or was sent away. Requests of it may still be carried out.
+    fn disconnected(&self, client: &str, export: &str) {
+        let _ = (client, export);
+    }
+
+    /// How long requests of a client that has left may take; what is not done then is dropped. Without this a request
+    /// that never ends would hold its connection's place for ever.
+    fn linger(&self) -> LocalBoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// Takes no interest, and waits for ever.
+impl Host for () {}
+
 /// Anything a connection can run over.
 trait Stream: AsyncRead + AsyncWrite + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
 
 /// Exports, and the limits under which they are served.
 pub struct Server {
-    exports: Exports,
+    exports: RefCell<Exports>,
+    host: Rc<dyn Host>,
     limits: Limits,
     tls: TlsPolicy,
     #[cfg(feature = "tls")]
@@ -135,7 +165,8 @@ impl Server {
     /// A server without TLS.
     pub fn new(exports: Exports, limits: Limits) -> Self {
         Self {
-            exports,
+            exports: RefCell::new(exports),
+            host: Rc::new(()),
             limits,
             tls: TlsPolicy::Off,
             #[cfg(feature = "tls")]
@@ -155,9 +186,21 @@ impl Server {
         self
     }
 
+    /// Tells `host` of clients.
+    #[must_use]
+    pub fn with_host(mut self, host: Rc<dyn Host>) -> Self {
+        self.host = host;
+        self
+    }
+
     /// What is served.
-    pub fn exports(&self) -> &Exports {
-        &self.exports
+    pub fn exports(&self) -> Exports {
+        self.exports.borrow().clone()
+    }
+
+    /// Serves something else from now on. Clients of exports that are gone stay until those [end](Export::end).
+    pub fn set_exports(&self, exports: Exports) {
+        self.exports.replace(exports);
     }
 
     /// Connections being served now.
@@ -178,8 +221,9 @@ impl Server {
     /// `peer` names the client to nodes that tell clients apart. `patience` ends when negotiation has taken too long (a
     /// timer of the caller, or [`std::future::pending`]); it has no influence later.
     ///
-    /// Requests in flight when the client goes away are completed, not dropped. Dropping this future drops them: drain
-    /// the nodes before anything relies on what they did.
+    /// Requests in flight when the client goes away are completed, not dropped, as long as the [host](Host::linger) waits for
+    /// them. Those of a connection that is severed are dropped, and dropping this future drops them: drain the nodes before
+    /// anything relies on what they did.
     ///
     /// # Errors
     /// [`ServeError`], when the server ended the connection because of something the peer did.
@@ -264,8 +308,13 @@ impl Server {
             if *shutdown.borrow() {
                 handshake.shut_down();
             }
-            let (consumed, step) = handshake.feed(&input, &self.exports, &mut out)?;
+            let (consumed, step) = handshake.feed(&input, &*self.exports.borrow(), &mut out)?;
             input.drain(..consumed);
+            // At once: what is served may change while the answer is sent.
+            let chosen = match &step {
+                Step::Go { index, .. } => self.exports.borrow().list.get(*index).cloned(),
+                _ => None,
+            };
             // Answers leave before more is read or composed: what waits for the peer stays bounded by one option.
             if !out.is_empty() && (step != Step::Continue || consumed == 0 || out.len() > 1 << 16) {
                 let sent = send_all(&mut stream, &out).await;
@@ -302,8 +351,9 @@ impl Server {
                     return Err(ProtocolError::broken("plain text behind NBD_OPT_STARTTLS").into());
                 }
                 Step::StartTls => return Ok(Negotiated::StartTls(stream)),
-                Step::Go { index, agreed } => {
-                    return Ok(Negotiated::Go(Ready { stream, index, agreed, early: input }));
+                Step::Go { agreed, .. } => {
+                    let export = chosen.ok_or_else(|| ProtocolError::broken("an export that is not there"))?;
+                    return Ok(Negotiated::Go(Ready { stream, export, agreed, early: input }));
                 }
                 Step::Close => {
                     let _ = poll_fn(|cx| Pin::new(&mut stream).poll_shutdown(cx)).await;
@@ -314,31 +364,80 @@ impl Server {
     }
 
     async fn transmit<S: Stream>(&self, ready: Ready<S>, peer: &str, tls: bool) -> Result<Summary, ProtocolError> {
-        let Ready { stream, index, agreed, early } = ready;
-        let export = self.exports.list.get(index).ok_or_else(|| ProtocolError::broken("an export that went away"))?;
+        let Ready { stream, export, agreed, early } = ready;
+        // Together with the handle on the device: whoever is severed later has this one.
+        let mut wishes = export.wish.subscribe();
+        let severed = wishes.borrow().severed;
         let node = export.node.for_client(peer).unwrap_or_else(|| export.node.clone());
         let summary =
             Summary { export: Some(export.name.clone()), mode: agreed.mode, tls, ..Summary::before_transmission(tls) };
         let budget = budget::Budget::new(Arc::clone(&self.budget));
         let mut session = Session::new(stream, &early, node, agreed, budget, self.limits.requests, summary);
-        let mut receiver = self.shutdown.subscribe();
-        let mut shutdown = pin!(async move {
-            let _ = receiver.wait_for(|down| *down).await;
+        let mut guest = Guest::new(&*self.host, peer, &export.name);
+        let (mut receiver, mut ends) = (self.shutdown.subscribe(), export.wish.subscribe());
+        // An error of these means that the sender is gone: the server for the one, and the export is held here.
+        let mut shutdown = pin!(futures_lite::future::or(
+            async move {
+                let _ = receiver.wait_for(|down| *down).await;
+            },
+            async move {
+                let _ = ends.wait_for(|wish| wish.ended).await;
+            },
+        ));
+        let mut cut = pin!(async move {
+            let _ = wishes.wait_for(|wish| wish.severed != severed).await;
         });
+        let mut linger = None;
         poll_fn(|cx: &mut Context<'_>| {
+            if cut.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(session.sever()));
+            }
             if !session.is_shutting_down() && shutdown.as_mut().poll(cx).is_ready() {
                 session.shut_down();
             }
-            session.poll(cx)
+            let polled = session.poll(cx);
+            if polled.is_pending() && session.is_over() {
+                guest.leave();
+                let linger = linger.get_or_insert_with(|| self.host.linger());
+                if linger.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Ok(session.abandon()));
+                }
+            }
+            polled
         })
         .await
+    }
+}
+
+/// A client the host knows of, until it leaves.
+struct Guest<'a> {
+    host: &'a dyn Host,
+    names: Option<(&'a str, &'a str)>,
+}
+
+impl<'a> Guest<'a> {
+    fn new(host: &'a dyn Host, client: &'a str, export: &'a str) -> Self {
+        host.connected(client, export);
+        Self { host, names: Some((client, export)) }
+    }
+
+    fn leave(&mut self) {
+        if let Some((client, export)) = self.names.take() {
+            self.host.disconnected(client, export);
+        }
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 
 /// A client that is ready for transmission.
 struct Ready<S> {
     stream: S,
-    index: usize,
+    export: Export,
     agreed: Agreed,
     /// Bytes received behind the last option.
     early: Vec<u8>,

@@ -9,6 +9,7 @@
 //! - A request is begun only if its memory is paid for and the peer keeps up with the replies (back-pressure); until
 //!   then it stays in the receive buffer, and the socket fills up instead of this process.
 //! - Once begun, a request is carried out to its end, also if the client goes away.
+//! - From the first `ENOTCONN` of the device on, nothing is sent: neither what else was asked, nor replies that wait.
 
 use std::io;
 use std::pin::Pin;
@@ -27,7 +28,7 @@ use crate::errors;
 use crate::handshake::{Agreed, Mode};
 use crate::transmission::reply::{Head, encode_error, encode_status};
 use crate::transmission::request::Request;
-use crate::wire::{CommandFlags, Fields, MAX_PAYLOAD, ProtocolError, TransmissionFlags, command};
+use crate::wire::{CommandFlags, Fields, MAX_PAYLOAD, ProtocolError, TransmissionFlags, command, errno};
 
 /// Rounds of one poll before other connections get their turn.
 const ROUNDS: u32 = 8;
@@ -67,6 +68,8 @@ enum State {
     Ending(Ended),
     /// As above, because of the peer's mistake.
     Failing(ProtocolError),
+    /// The device is gone: so is the connection.
+    Severed,
 }
 
 pub(super) struct Session<S> {
@@ -141,12 +144,43 @@ impl<S: Stream> Session<S> {
         self.shutting_down = true;
     }
 
+    /// Whether the client takes no more part: it has left, or is being sent away for a mistake.
+    pub(super) fn is_over(&self) -> bool {
+        !matches!(self.state, State::Running)
+    }
+
+    /// Ends at once: what is in flight is dropped, and nothing is answered.
+    pub(super) fn sever(&mut self) -> Summary {
+        self.forget_all();
+        self.summary.ended = Ended::Severed;
+        self.summary.clone()
+    }
+
+    /// Ends although requests of a client that has left are still under way.
+    pub(super) fn abandon(&mut self) -> Summary {
+        if let State::Ending(ended) = self.state {
+            self.summary.ended = ended;
+        }
+        self.forget_all();
+        self.summary.clone()
+    }
+
+    fn forget_all(&mut self) {
+        self.state = State::Severed;
+        self.output.clear();
+        self.receiving = None;
+        self.tasks.clear();
+    }
+
     /// Goes on until nothing more can be done now. Ready when the connection is over.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Summary, ProtocolError>> {
         self.work = 0;
         for _ in 0..ROUNDS {
             let mut progress = self.poll_tasks(cx);
             progress |= self.take_requests(cx);
+            if matches!(self.state, State::Severed) {
+                return Poll::Ready(Ok(self.sever()));
+            }
             progress |= self.poll_send(cx);
             progress |= self.poll_receive(cx);
             if let Poll::Ready(result) = self.poll_end(cx, progress) {
@@ -263,6 +297,7 @@ impl<S: Stream> Session<S> {
                 self.summary.ended = Ended::Shutdown;
             }
             State::Ending(ended) => self.summary.ended = *ended,
+            State::Severed => return Poll::Ready(Ok(self.sever())),
             State::Failing(error) => {
                 let error = error.clone();
                 let _ = Pin::new(&mut self.stream).poll_shutdown(cx);
@@ -336,7 +371,7 @@ impl<S: Stream> Session<S> {
                 }
                 self.input.consume(head_len);
                 self.skip = request.payload;
-                self.answer(Finished { request, outcome: Err(error), charge: Charge::Free });
+                self.refuse(&request, &error);
                 Ok(Taken::Yes)
             }
         }
@@ -559,6 +594,11 @@ impl<S: Stream> Session<S> {
         let Finished { request, outcome, charge } = finished;
         let mode = self.agreed.mode;
         let Request { cookie, offset, .. } = request;
+        if let Err(error) | Ok(Answer::PartialData(_, error)) = &outcome
+            && error.errno == Errno::NOTCONN
+        {
+            return self.forget_all();
+        }
         self.summary.requests += 1;
         match outcome {
             Ok(Answer::Done) => {
@@ -590,9 +630,23 @@ impl<S: Stream> Session<S> {
         }
     }
 
+    /// Answers a request that is not carried out, for a reason of our own.
+    fn refuse(&mut self, request: &Request, error: &IoError) {
+        self.summary.requests += 1;
+        // The one error a device can not cause: it tells the client to leave for good.
+        let number = match error.errno {
+            Errno::SHUTDOWN => errno::ESHUTDOWN,
+            other => errors::to_wire(other, request.flags),
+        };
+        self.answer_number(request, number, error);
+    }
+
     fn answer_error(&mut self, request: &Request, error: &IoError) {
+        self.answer_number(request, errors::to_wire(error.errno, request.flags), error);
+    }
+
+    fn answer_number(&mut self, request: &Request, number: u32, error: &IoError) {
         self.summary.errors += 1;
-        let number = errors::to_wire(error.errno, request.flags);
         let range = request.offset..request.offset.saturating_add(request.length);
         let takes_place = !matches!(request.kind, command::FLUSH);
         let place = error.first_bad.map(|ByteOffset(at)| at).filter(|at| takes_place && range.contains(at));
