@@ -7,6 +7,7 @@ use blkproof_block::Node;
 use blkproof_block::graph::{CacheMode, OpenContext, OpenFlags, Registry};
 use blkproof_fault::filter::FaultDriver;
 use blkproof_fault::lab::Lab;
+use blkproof_fault::log_writes::driver::LogWritesDriver;
 use blkproof_fault::rule::RuleSet;
 use blkproof_fault::stats::StatsDriver;
 use blkproof_fault::trace::TraceDriver;
@@ -39,6 +40,7 @@ pub(crate) fn registry_with(mismatches: &Mismatches, on_mismatch: OnMismatch, la
     registry.add(NbdDriver(Sockets));
     registry.add(mismatches.driver(on_mismatch));
     registry.add(FaultDriver::new(lab, Rc::new(read_rules)));
+    registry.add(LogWritesDriver::new(lab));
     registry.add(StatsDriver::new(lab));
     registry.add(TraceDriver::new(lab, Rc::new(TraceFiles)));
     registry

@@ -16,6 +16,7 @@ mod create;
 mod diff_meta;
 mod explain;
 mod io;
+mod log;
 mod map;
 mod serve;
 mod workload;
@@ -46,6 +47,7 @@ enum Command {
     Verify(compare::VerifyArgs),
     Compare(compare::CompareArgs),
     Io(io::Args),
+    Log(log::Args),
     Create(create::Args),
     Map(map::Args),
     Completions(completions::CompletionsArgs),
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => compare::run_verify(args),
         Command::Compare(args) => compare::run_compare(args),
         Command::Io(args) => io::run(args.words, false),
+        Command::Log(args) => log::run(args),
         Command::Create(args) => create::run(args),
         Command::Map(args) => map::run(args),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
