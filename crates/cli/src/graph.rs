@@ -3,8 +3,10 @@
 use std::rc::Rc;
 
 use anyhow::Context as _;
-use blkproof_block::Node;
 use blkproof_block::graph::{CacheMode, OpenContext, OpenFlags, Registry};
+use blkproof_block::{IoError, Node};
+use blkproof_fault::blkdebug::BlkdebugDriver;
+use blkproof_fault::disk::DiskDriver;
 use blkproof_fault::filter::FaultDriver;
 use blkproof_fault::lab::Lab;
 use blkproof_fault::log_writes::driver::LogWritesDriver;
@@ -39,11 +41,19 @@ pub(crate) fn registry_with(mismatches: &Mismatches, on_mismatch: OnMismatch, la
     registry.add(blkproof_formats::vdi::VdiDriver);
     registry.add(NbdDriver(Sockets));
     registry.add(mismatches.driver(on_mismatch));
+    registry.add(blkdebug(lab));
+    registry.add(DiskDriver::new(lab));
     registry.add(FaultDriver::new(lab, Rc::new(read_rules)));
     registry.add(LogWritesDriver::new(lab));
     registry.add(StatsDriver::new(lab));
     registry.add(TraceDriver::new(lab, Rc::new(TraceFiles)));
     registry
+}
+
+/// blkdebug, which says nothing of its breakpoints.
+pub(crate) fn blkdebug(lab: &Rc<Lab>) -> BlkdebugDriver {
+    let read = |path: &str| std::fs::read_to_string(path).map_err(IoError::from);
+    BlkdebugDriver::new(lab, Rc::new(read))
 }
 
 /// Reads a rule file; what its author hardly meant is a warning.

@@ -21,8 +21,8 @@ use blkproof_block::buffer::is_zero;
 use blkproof_block::device::check_bounds;
 use blkproof_block::range_lock::{RangeGuard, RangeLock};
 use blkproof_block::{
-    BlockDevice, BlockStatus, Breakpoints, ByteRange, Capabilities, DeviceInfo, Errno, Event, IoError, Limits, Node, Preallocation,
-    Result, WriteFlags, ZeroFlags,
+    BlockDevice, BlockStatus, Breakpoints, ByteRange, Capabilities, DeviceInfo, Errno, Event, IoError, Limits, Node,
+    Preallocation, Result, WriteFlags, ZeroFlags,
 };
 use futures_lite::future::zip;
 

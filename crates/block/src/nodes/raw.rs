@@ -99,6 +99,12 @@ impl<D: BlockDevice> Raw<D> {
         at.checked_add(self.offset).ok_or_else(|| IoError::past_end(at, len, self.size()))
     }
 
+    async fn announce(&self, event: Event) {
+        if self.below.listens(event) {
+            self.below.event(event).await;
+        }
+    }
+
     fn rebase<T>(&self, below: u64, at: u64, done: Result<T>) -> Result<T> {
         done.map_err(|error| error.rebase(below, at))
     }
@@ -125,10 +131,14 @@ impl<D: BlockDevice> BlockDevice for Raw<D> {
             return Ok(());
         }
         let below = self.translate(at, buf.len() as u64)?;
+        self.announce(Event::ReadAio).await;
         self.rebase(below, at, self.below.read(below, buf).await)
     }
 
     fn read_now(&self, at: u64, buf: &mut [u8]) -> bool {
+        if self.below.listens(Event::ReadAio) {
+            return false;
+        }
         // No error is made here: that would allocate.
         let end = at.checked_add(buf.len() as u64);
         let below = at.checked_add(self.offset);
@@ -140,6 +150,7 @@ impl<D: BlockDevice> BlockDevice for Raw<D> {
             return Ok(());
         }
         let below = self.translate(at, data.len() as u64)?;
+        self.announce(Event::WriteAio).await;
         let done = self.below.write(below, data, flags).await;
         self.unflushed.changed();
         self.rebase(below, at, done)

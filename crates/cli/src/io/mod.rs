@@ -31,7 +31,7 @@ use options::{Options, Request};
 use reply::Reply;
 use shell::Shell;
 
-use crate::graph::{lab, registry_with};
+use crate::graph::{blkdebug, lab, registry_with};
 use crate::mismatches::Mismatches;
 
 /// Read and write an image with qemu-io's commands
@@ -82,11 +82,20 @@ async fn work(console: Rc<Console>, options: Options) -> bool {
     });
     // QEMU's blkverify says one line and ends the program; ours tells the story and goes on, unless the graph says
     // exit.
-    let registry = if console.as_qemu_io {
-        registry_with(&mismatches.clone().in_qemu_words(), OnMismatch::Exit, &lab())
+    let lab = lab();
+    let mut registry = if console.as_qemu_io {
+        registry_with(&mismatches.clone().in_qemu_words(), OnMismatch::Exit, &lab)
     } else {
-        registry_with(&mismatches, OnMismatch::Report, &lab())
+        registry_with(&mismatches, OnMismatch::Report, &lab)
     };
+    registry.add(blkdebug(&lab).say({
+        let console = Rc::clone(&console);
+        move |line| {
+            let mut reply = Reply::new(&console, &["breakpoint".to_owned()]);
+            reply.out(line);
+            reply.finish(true);
+        }
+    }));
     let mut shell = Shell::new(Rc::clone(&console), registry, options.image_opts, options.allow_backing);
     if let Some(spec) = options.image {
         let mut reply = Reply::new(&console, &["open".to_owned()]);

@@ -280,6 +280,9 @@ fn words(error: &OpenError, spec: &OpenSpec, reply: &mut Reply) -> String {
     if !reply.as_qemu_io() {
         return error.to_string();
     }
+    if let Some(words) = blkdebug_words(error) {
+        return words;
+    }
     match error {
         OpenError::UnknownDriver { name, .. } => format!("Unknown driver '{name}'"),
         OpenError::Option(error) => option_words(error),
@@ -318,6 +321,38 @@ fn words(error: &OpenError, spec: &OpenSpec, reply: &mut Reply) -> String {
             }
         }
     }
+}
+
+/// QEMU's words for what is wrong with a blkdebug node: ours begin with them, behind the place, and end with advice.
+fn blkdebug_words(error: &OpenError) -> Option<String> {
+    const WORDS: [&str; 8] = [
+        "Invalid parameter '",
+        "invalid parameter value: ",
+        "There is no option group '",
+        "no group defined",
+        "parse error",
+        "Missing event name for rule",
+        "Parameter '",
+        "Cannot meet constraints with ",
+    ];
+    const ADVICE: [&str; 7] = ["; ", " (", "\nhint", " [", ": the ", ": no ", ": a line"];
+    let text = match error {
+        OpenError::Option(OptionError::Missing { option, .. }) if option.ends_with(".event") => {
+            return Some("Missing event name for rule".into());
+        }
+        OpenError::Option(OptionError::Syntax(text)) | OpenError::Usage(text) => text,
+        OpenError::Io { what, source } if what.starts_with("Could not read blkdebug config file") => {
+            return Some(format!("Could not read blkdebug config file: {}", source.errno));
+        }
+        _ => return None,
+    };
+    let (at, _) = WORDS
+        .iter()
+        .filter_map(|words| Some((text.find(words)?, words)))
+        .find(|(at, _)| *at == 0 || text.get(..*at).is_some_and(|before| before.ends_with(": ")))?;
+    let text = text.get(at..)?;
+    let end = ADVICE.iter().filter_map(|advice| text.find(advice)).min().unwrap_or(text.len());
+    text.get(..end).map(str::to_owned)
 }
 
 /// QEMU's words for a damaged image, which name the place and nothing more.
@@ -364,8 +399,9 @@ fn option_words(error: &OptionError) -> String {
              kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
         ),
         OptionError::Value { option, expected, .. } => format!("Parameter '{option}' expects {expected}"),
-        OptionError::Missing { option, .. } if option == "file" => {
-            "A block device must be specified for \"file\"".into()
+        OptionError::Missing { option, .. } if matches!(option.rsplit('.').next(), Some("file" | "image")) => {
+            let child = option.rsplit('.').next().unwrap_or_default();
+            format!("A block device must be specified for \"{child}\"")
         }
         OptionError::Missing { option, .. } => format!("Parameter '{option}' is missing"),
         OptionError::Syntax(text) => {

@@ -6,7 +6,8 @@ use std::rc::Rc;
 use blkproof_block::device::check_bounds;
 use blkproof_block::graph::{DriverKind, Registry};
 use blkproof_block::{
-    BlockDevice as _, Capabilities, DeviceInfo, Errno, IoError, Node, Preallocation, Result, WriteFlags, ZeroFlags,
+    BlockDevice as _, Breakpoints, Capabilities, DeviceInfo, Errno, IoError, Node, Preallocation, Result, WriteFlags,
+    ZeroFlags,
 };
 
 use super::numbers::SECTOR;
@@ -71,6 +72,11 @@ impl Disk {
     /// Properties of the node.
     pub(super) fn info(&self) -> DeviceInfo {
         self.node.info()
+    }
+
+    /// Where breakpoints can be set.
+    pub(super) fn breakpoints(&self) -> Option<Rc<dyn Breakpoints>> {
+        self.node.breakpoints()
     }
 
     /// What the format alone has to say.

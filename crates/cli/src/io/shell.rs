@@ -84,12 +84,36 @@ impl Shell {
         }
     }
 
+    /// Completes when no request is under way.
+    pub(super) async fn idle(&mut self) {
+        while let Some(task) = self.under_way.last_mut() {
+            let _ = task.await;
+            self.under_way.pop();
+        }
+    }
+
+    /// Lets requests go on that are parked at breakpoints, and removes those: nobody is left who could resume them.
+    fn release_parked(&self, reply: &mut Reply) {
+        let Some(breakpoints) = self.disk.as_ref().and_then(|disk| disk.breakpoints()) else { return };
+        let parked = breakpoints.suspended();
+        if !parked.is_empty() {
+            let tags: Vec<String> = parked.iter().map(|(tag, _)| format!("'{tag}'")).collect();
+            reply.complain(&format!("requests were still suspended, and go on now: {}", tags.join(", ")));
+        }
+        breakpoints.release_all();
+    }
+
     /// Lets the image go, once nothing is under way on it; `false` if that could not be done cleanly.
     pub(super) async fn close(&mut self, reply: &mut Reply) -> bool {
+        self.release_parked(reply);
         self.finish_requests().await;
         let Some(disk) = self.disk.take() else { return true };
         let Err(error) = disk.close().await else { return true };
         if reply.as_qemu_io() {
+            // Of the other formats qemu-io says nothing.
+            if disk.info().driver != "qcow2" {
+                return true;
+            }
             reply.complain(&format!("Failed to flush the L2 table cache: {}", error.errno));
         } else {
             reply.complain(&format!("closing the image: {error}"));

@@ -210,9 +210,7 @@ impl BlockDevice for Blkdebug {
         }
         self.raise_own(Event::PwritevZero).await;
         let done = match self.zero(at, len, flags).await {
-            Err(error)
-                if error.errno == Errno::NOTSUP && self.announces && !flags.contains(ZeroFlags::NO_FALLBACK) =>
-            {
+            Err(error) if error.errno == Errno::NOTSUP && self.announces && !flags.contains(ZeroFlags::NO_FALLBACK) => {
                 self.zero_by_data(at, len, flags).await
             }
             done => done,

@@ -76,12 +76,7 @@ fn inject(rule: &InjectError, id: RuleId) -> Rule {
 }
 
 fn set_state(rule: &SetState, id: RuleId) -> Rule {
-    let on = On {
-        operations: Operations::empty(),
-        event: Some(rule.event),
-        state: state(rule.state),
-        ..On::default()
-    };
+    let on = On { operations: Operations::empty(), event: Some(rule.event), state: state(rule.state), ..On::default() };
     let then = Then { state: Some(Rc::from(rule.new_state.to_string())), ..Then::default() };
     Rule { id, on, action: Action::None, then, life: None }
 }

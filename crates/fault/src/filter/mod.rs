@@ -26,8 +26,8 @@ mod work;
 use std::rc::Rc;
 
 use blkproof_block::{
-    BlockDevice, BlockStatus, Breakpoints, ByteRange, DeviceInfo, Event, IoError, Limits, Node, Preallocation, Result, WriteFlags,
-    ZeroFlags,
+    BlockDevice, BlockStatus, Breakpoints, ByteRange, DeviceInfo, Event, IoError, Limits, Node, Preallocation, Result,
+    WriteFlags, ZeroFlags,
 };
 
 pub use self::driver::{FaultDriver, RuleReader};

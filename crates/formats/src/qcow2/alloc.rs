@@ -227,6 +227,9 @@ impl<D: BlockDevice> Qcow2<D> {
 
     /// The refcount block of `slot`, made if there is none.
     async fn refcount_block_or_new(&self, slot: u64) -> Result<Rc<Table>> {
+        // As in QEMU, whether or not a new one is needed. Here, and not once the block is at hand: nothing may wait between
+        // finding a block in the cache and changing it.
+        self.file.event(Event::RefblockAlloc).await;
         if slot >= self.reftable.borrow().len() as u64 / 8 {
             self.grow_reftable(slot).await?;
         }
@@ -235,7 +238,6 @@ impl<D: BlockDevice> Qcow2<D> {
         }
         // A range without a block has no cluster in use, so the block takes the first one of its own range and
         // counts itself. Nothing on disk refers to it before its content is durable (rule 1).
-        self.file.event(Event::RefblockAlloc).await;
         self.make_room_for_block().await?;
         let start = slot << self.geometry.block_bits();
         let mut at = start;

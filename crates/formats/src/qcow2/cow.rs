@@ -58,6 +58,7 @@ impl<D: BlockDevice> Qcow2<D> {
             all.extend_from_slice(data);
             all.extend_from_slice(&tail);
             self.file.event(Event::WriteAio).await;
+            self.file.event(Event::CowWrite).await;
             return self.data_write(head_host, &all).await.map_err(|e| e.rebase(head_host, span.start));
         }
         if !head.is_empty() {

@@ -1,11 +1,17 @@
-//! `break`, `wait_break`, `resume` and `remove_break`: they speak to a blkdebug node beneath the image.
-//!
-//! Without one, which is always so until this program has that driver, QEMU's answer is that it can not be done.
+//! `break`, `wait_break`, `resume` and `remove_break`: they speak to the blkdebug node beneath the image, which says
+//! itself what it suspends and resumes.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use blkproof_block::{Breakpoints, Errno, Event};
 
 use super::{Command, Outcome, arguments};
 use crate::io::reply::Reply;
+use crate::io::shell::Shell;
 
-const UNSUPPORTED: &str = "Operation not supported";
+/// How long a request is waited for that was to be suspended. QEMU waits for ever.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) const BREAK: Command = Command {
     name: "break",
@@ -14,10 +20,16 @@ pub(super) const BREAK: Command = Command {
     words_max: Some(2),
     args: Some("event tag"),
     summary: "sets a breakpoint on event and tags the stopped request as tag",
-    help: "",
+    help: "
+ The next request that reaches the event is suspended until it is resumed by its tag. The breakpoint is gone then.
+ There has to be a blkdebug node beneath the image.
+
+ Example:
+ 'break write_aio A' - suspends the next request that is about to write data
+",
     needs_file: true,
     writes: false,
-    run: |_, _, reply| Box::pin(std::future::ready(refuse("set breakpoint", reply))),
+    run: |shell, words, reply| Box::pin(std::future::ready(set(shell, words, reply))),
 };
 
 pub(super) const WAIT_BREAK: Command = Command {
@@ -27,11 +39,12 @@ pub(super) const WAIT_BREAK: Command = Command {
     words_max: Some(1),
     args: Some("tag"),
     summary: "waits for the suspension of a request",
-    help: "",
+    help: "
+ Waits until a request is suspended under the tag; not if nothing is under way that could be, and 30 seconds at most.
+",
     needs_file: true,
     writes: false,
-    // QEMU waits for ever here. Nobody is helped by that.
-    run: |_, _, reply| Box::pin(std::future::ready(refuse("wait for breakpoint", reply))),
+    run: |shell, words, reply| Box::pin(wait(shell, words, reply)),
 };
 
 pub(super) const RESUME: Command = Command {
@@ -44,7 +57,7 @@ pub(super) const RESUME: Command = Command {
     help: "",
     needs_file: true,
     writes: false,
-    run: |_, _, reply| Box::pin(std::future::ready(refuse("resume request", reply))),
+    run: |shell, words, reply| Box::pin(resume(shell, words, reply)),
 };
 
 pub(super) const REMOVE_BREAK: Command = Command {
@@ -54,16 +67,80 @@ pub(super) const REMOVE_BREAK: Command = Command {
     words_max: Some(1),
     args: Some("tag"),
     summary: "remove a breakpoint by tag",
-    help: "",
+    help: "
+ Removes every breakpoint of the tag, and resumes every request suspended under it. It fails where no breakpoint was
+ left, even if a request was resumed.
+",
     needs_file: true,
     writes: false,
-    run: |_, words, reply| {
-        let tag = arguments(words).first().map_or("", String::as_str);
-        Box::pin(std::future::ready(refuse(&format!("remove breakpoint {tag}"), reply)))
-    },
+    run: |shell, words, reply| Box::pin(remove(shell, words, reply)),
 };
 
-fn refuse(what: &str, reply: &mut Reply) -> Outcome {
-    reply.out(&format!("Could not {what}: {UNSUPPORTED}"));
+/// The breakpoints beneath the image; without any, QEMU's answer is that it can not be done.
+fn breakpoints(shell: &Shell) -> Result<Rc<dyn Breakpoints>, Errno> {
+    shell.disk.as_ref().and_then(|disk| disk.breakpoints()).ok_or(Errno::NOTSUP)
+}
+
+fn tag(words: &[String]) -> &str {
+    arguments(words).last().map_or("", String::as_str)
+}
+
+fn set(shell: &Shell, words: &[String], reply: &mut Reply) -> Outcome {
+    let event = arguments(words).first().map_or("", String::as_str);
+    let set = breakpoints(shell).and_then(|breakpoints| {
+        breakpoints.set(Event::from_name(event).ok_or(Errno::NOENT)?, tag(words));
+        Ok(())
+    });
+    finish("set breakpoint", set, reply)
+}
+
+async fn wait(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Outcome {
+    let breakpoints = match breakpoints(shell) {
+        Ok(breakpoints) => breakpoints,
+        // QEMU waits for ever here. Nobody is helped by that.
+        Err(errno) => return finish("wait for breakpoint", Err(errno), reply),
+    };
+    let why = tokio::select! {
+        biased;
+        () = breakpoints.wait(tag(words)) => return Outcome::Done,
+        () = shell.idle() => "no request is under way that could be suspended".to_owned(),
+        () = tokio::time::sleep(PATIENCE) => format!("none was suspended within {} seconds", PATIENCE.as_secs()),
+    };
+    reply.out(&format!("Could not wait for breakpoint {}: {why}", tag(words)));
+    for (tag, count) in breakpoints.suspended() {
+        reply.out(&format!("suspended under '{tag}': {count}"));
+    }
+    for (event, tag) in breakpoints.pending() {
+        reply.out(&format!("not hit yet: {event} '{tag}'"));
+    }
     Outcome::Failed
+}
+
+async fn resume(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Outcome {
+    let resumed = breakpoints(shell)
+        .and_then(|breakpoints| if breakpoints.resume(tag(words)) { Ok(()) } else { Err(Errno::NOENT) });
+    go_on().await;
+    finish("resume request", resumed, reply)
+}
+
+async fn remove(shell: &mut Shell, words: &[String], reply: &mut Reply) -> Outcome {
+    let removed = breakpoints(shell)
+        .and_then(|breakpoints| if breakpoints.remove(tag(words)) { Ok(()) } else { Err(Errno::NOENT) });
+    go_on().await;
+    finish(&format!("remove breakpoint {}", tag(words)), removed, reply)
+}
+
+/// Lets a resumed request take its next step before the next command, as in qemu-io.
+async fn go_on() {
+    tokio::task::yield_now().await;
+}
+
+fn finish(what: &str, done: Result<(), Errno>, reply: &mut Reply) -> Outcome {
+    match done {
+        Ok(()) => Outcome::Done,
+        Err(errno) => {
+            reply.out(&format!("Could not {what}: {errno}"));
+            Outcome::Failed
+        }
+    }
 }
