@@ -498,8 +498,9 @@ mod qemu {
             for command in ["qmp_capabilities", "query-qmp-schema", "quit"] {
                 writeln!(input, "{{\"execute\":\"{command}\"}}").unwrap();
             }
-            let lines = std::iter::from_fn(|| output.next()).map(|line| serde_json::from_str(&line.unwrap()).unwrap());
-            let schema: Value = lines.filter(|line: &Value| line["return"].is_array()).next().unwrap();
+            let mut lines =
+                std::iter::from_fn(|| output.next()).map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+            let schema: Value = lines.find(|line: &Value| line["return"].is_array()).unwrap();
             let list = schema["return"].as_array().unwrap();
             let types: BTreeMap<String, Value> =
                 list.iter().map(|of| (of["name"].as_str().unwrap().to_owned(), of.clone())).collect();

@@ -3,7 +3,6 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::cell::{Cell, RefCell};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -114,7 +113,7 @@ fn record(device: &Shuffled, data: bool) -> Vec<String> {
     let node = TraceNode::new(device.clone(), trace);
     let mut choices = Choices::new(7);
     let mut context = Context::from_waker(Waker::noop());
-    let mut running: Vec<(u64, Pin<Box<dyn Future<Output = ()> + '_>>)> = Vec::new();
+    let mut running: Vec<(u64, LocalBoxFuture<'_, ()>)> = Vec::new();
     let mut left = 300;
     while left > 0 || !running.is_empty() {
         while left > 0 && running.len() < 8 {
@@ -141,8 +140,7 @@ fn record(device: &Shuffled, data: bool) -> Vec<String> {
     }
     drop(running);
     drop(node);
-    let list = lines.0.borrow().clone();
-    list
+    lines.0.take()
 }
 
 fn plan(lines: &[String]) -> Plan {
