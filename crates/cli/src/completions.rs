@@ -32,6 +32,8 @@ pub(crate) fn run(args: &CompletionsArgs, command: &mut Command) -> ExitCode {
 }
 
 pub(crate) fn run_man(args: &ManArgs, command: &Command) -> ExitCode {
+    // The commands of `ctl` describe themselves, and are not worth a page each.
+    let command = &command.clone().mut_subcommand("ctl", |ctl| ctl.mut_subcommands(|command| command.hide(true)));
     let written = match &args.out {
         Some(folder) => clap_mangen::generate_to(command.clone(), folder)
             .map_err(|error| anyhow::anyhow!("writing manual pages to {}: {error}", folder.display())),

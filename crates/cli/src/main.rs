@@ -1,6 +1,7 @@
 //! The `blkproof` binary: arguments, sockets, progress and exit codes. What another program would want is in a library.
 
 mod clock;
+mod control;
 mod graph;
 mod messages;
 mod mismatches;
@@ -13,10 +14,10 @@ mod check;
 mod compare;
 mod completions;
 mod create;
+mod ctl;
 mod diff_meta;
 mod explain;
 mod io;
-mod log;
 mod map;
 mod serve;
 mod workload;
@@ -47,8 +48,8 @@ enum Command {
     Verify(compare::VerifyArgs),
     Compare(compare::CompareArgs),
     Io(io::Args),
-    Log(log::Args),
     Create(create::Args),
+    Ctl(ctl::Args),
     Map(map::Args),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
@@ -73,8 +74,8 @@ fn main() -> ExitCode {
         Command::Verify(args) => compare::run_verify(args),
         Command::Compare(args) => compare::run_compare(args),
         Command::Io(args) => io::run(args.words, false),
-        Command::Log(args) => log::run(args),
         Command::Create(args) => create::run(args),
+        Command::Ctl(args) => ctl::run(&args),
         Command::Map(args) => map::run(args),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
         Command::Man(args) => completions::run_man(&args, &Cli::command()),

@@ -11,23 +11,29 @@ use super::{Context, done, nodes};
 use crate::arguments::Arguments;
 use crate::error::Error;
 
-/// The node and the rule somebody wants to be asked about. The rule need not be there yet, the node has to.
-fn subject(context: &Context, arguments: &mut Arguments) -> Result<(Option<Rc<str>>, Option<Rc<str>>), Error> {
+/// What somebody wants to be asked about; anything where a name is missing.
+struct Subject {
+    node: Option<Rc<str>>,
+    rule: Option<Rc<str>>,
+}
+
+/// The rule need not be there yet, the node has to.
+fn subject(context: &Context, arguments: &mut Arguments) -> Result<Subject, Error> {
     let node = match arguments.take_text("node") {
         Some(name) => Some(nodes::named::<Rc<Faults>>(context, &name)?.0),
         None => None,
     };
-    Ok((node, arguments.take_text("rule").map(Rc::from)))
+    Ok(Subject { node, rule: arguments.take_text("rule").map(Rc::from) })
 }
 
 pub(crate) async fn register(context: &Context, mut arguments: Arguments) -> Result<Value, Error> {
-    let (node, rule) = subject(context, &mut arguments)?;
+    let Subject { node, rule } = subject(context, &mut arguments)?;
     context.lab.asks().register(context.me, node, rule);
     done()
 }
 
 pub(crate) async fn unregister(context: &Context, mut arguments: Arguments) -> Result<Value, Error> {
-    let (node, rule) = subject(context, &mut arguments)?;
+    let Subject { node, rule } = subject(context, &mut arguments)?;
     if context.lab.asks().unregister(context.me, node.as_deref(), rule.as_deref()) {
         done()
     } else {
