@@ -18,6 +18,7 @@ mod ctl;
 mod diff_meta;
 mod explain;
 mod io;
+mod log;
 mod map;
 mod serve;
 mod workload;
@@ -48,6 +49,7 @@ enum Command {
     Verify(compare::VerifyArgs),
     Compare(compare::CompareArgs),
     Io(io::Args),
+    Log(log::Args),
     Create(create::Args),
     Ctl(ctl::Args),
     Map(map::Args),
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => compare::run_verify(args),
         Command::Compare(args) => compare::run_compare(args),
         Command::Io(args) => io::run(args.words, false),
+        Command::Log(args) => log::run(args),
         Command::Create(args) => create::run(args),
         Command::Ctl(args) => ctl::run(&args),
         Command::Map(args) => map::run(args),
