@@ -20,6 +20,7 @@ mod explain;
 mod io;
 mod log;
 mod map;
+mod rules;
 mod serve;
 mod workload;
 
@@ -53,6 +54,7 @@ enum Command {
     Create(create::Args),
     Ctl(ctl::Args),
     Map(map::Args),
+    Rules(rules::Args),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
 }
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         Command::Create(args) => create::run(args),
         Command::Ctl(args) => ctl::run(&args),
         Command::Map(args) => map::run(args),
+        Command::Rules(args) => rules::run(&args),
         Command::Completions(args) => completions::run(&args, &mut Cli::command()),
         Command::Man(args) => completions::run_man(&args, &Cli::command()),
     }

@@ -322,7 +322,7 @@ fn nbdkit_error() {
         ("error-cache-rate=1", &[][..], 1),
         ("error-rate=0", &[], 0),
         (
-            "error-pread-rate=1 error-file=/tmp/x",
+            "error-pread-rate=1 error-file=/run/x",
             &[r#"{"id":"pread","on":{"op":"read"},"do":{"fail":"EIO","done":"nothing"}}"#],
             1,
         ),
