@@ -41,6 +41,7 @@ pub static EVENTS: &[(&str, &str)] = &[
     ),
     ("CLIENT_CONNECTED", "a client of the disk came: `client`, `export`"),
     ("CLIENT_DISCONNECTED", "a client of the disk left: `client`"),
+    ("RELOADED", "the exports were described anew: `words` (what has changed), `error?` (what went wrong)"),
     ("SHUTDOWN", "the process ends: `reason` (`quit` or `stopped`)"),
     ("EVENTS_LOST", "this client reads too slowly, and missed `count` events"),
 ];
@@ -104,6 +105,13 @@ pub(crate) fn from_notice(notice: &Notice) -> Value {
             let mut fields = fields(json!({ "operation": operation.name(), "words": &**words }));
             place(&mut fields, *range);
             ("OUTSIDE_LIMITS", fields)
+        }
+        What::Reloaded { words, error } => {
+            let mut fields = fields(json!({ "words": &**words }));
+            if let Some(error) = error {
+                fields.insert("error".to_owned(), json!(&**error));
+            }
+            ("RELOADED", fields)
         }
         What::ClientConnected { client, export } => {
             ("CLIENT_CONNECTED", fields(json!({ "client": &**client, "export": &**export })))
@@ -216,6 +224,7 @@ mod tests {
             What::PowerCut { cut: 1, state: Rc::clone(&text), lost: 2, betrayed: 1 },
             What::Mismatch { words: Rc::clone(&text), range },
             What::OutsideLimits { operation: Operation::Read, range, words: Rc::clone(&text) },
+            What::Reloaded { words: Rc::clone(&text), error: Some(Rc::clone(&text)) },
             What::ClientConnected { client: Rc::clone(&text), export: Rc::clone(&text) },
             What::ClientDisconnected { client: Rc::clone(&text) },
         ] {

@@ -114,6 +114,13 @@ pub enum What {
         /// In words.
         words: Rc<str>,
     },
+    /// The description of the exports was read again.
+    Reloaded {
+        /// What has changed; nothing, if there was an error.
+        words: Rc<str>,
+        /// Why nothing has, or what went wrong on the way.
+        error: Option<Rc<str>>,
+    },
     /// A client came.
     ClientConnected {
         /// Its name.
