@@ -562,3 +562,21 @@ fn mistakes_of_the_node_are_found() {
     // One that this can not show: the scene itself is sound.
     assert!(run(Sabotage::FlushSkipsZeroes).is_ok());
 }
+
+/// A client that was there when the power went is gone, even if it had nothing in flight; a new one is welcome.
+#[test]
+fn clients_of_an_earlier_life() {
+    let child = TestDisk::new(1024);
+    let (node, disk) = over(&child, DiskOptions::default());
+    block_on(async {
+        let client = node.for_client("a").unwrap();
+        client.write(0, &[1; 512], NONE).await.unwrap();
+        disk.power_cut(Some("all-old")).await.unwrap();
+        assert_eq!(client.read(0, &mut [0; 512]).await.unwrap_err().errno, Errno::NOTCONN);
+        assert_eq!(client.write(0, &[1; 512], NONE).await.unwrap_err().errno, Errno::NOTCONN);
+        assert_eq!(client.flush().await.unwrap_err().errno, Errno::NOTCONN);
+        let client = node.for_client("b").unwrap();
+        client.write(0, &[2; 512], WriteFlags::FUA).await.unwrap();
+        assert_eq!(stored(&child), [2, 0]);
+    });
+}

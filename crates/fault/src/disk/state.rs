@@ -1,7 +1,7 @@
 //! What a power cut leaves (CM 5.1, 5.2, 5.4).
 //!
 //! Each block picks one of its versions, and the size one of its own; the profile says which picks go together. A
-//! range that one request covers may have more blocks than anybody can list: beyond [`GROUPS`] of one run they pick
+//! range that one request covers may have more blocks than anybody can list: beyond 65536 of one run they pick
 //! in groups.
 
 use std::collections::BTreeSet;
