@@ -12,7 +12,8 @@ fn write(dir: &Path, name: &str, text: &str) {
     std::fs::write(dir.join(name), text).unwrap();
 }
 
-const GOOD: &str = "[[rule]]\nid = \"bad-50\"\non = { op = \"read\", lba = 50 }\ndo = { fail = \"03/1101\" }\nlife = \"until-rewritten\"\n";
+const GOOD: &str = "[[rule]]\nid = \"bad-50\"\non = { op = \"read\", lba = 50 }\ndo = { fail = \"03/1101\" }\nlife \
+                    = \"until-rewritten\"\n";
 const BAD: &str = "[[rule]]\nid = \"x\"\non = { opp = \"read\", lba = \"5-6\" }\ndo = \"hang\"\n";
 const ODD: &str = "[[rule]]\nid = \"y\"\non.state = \"z\"\ndo = \"hang\"\n";
 
@@ -36,7 +37,8 @@ fn check_tells_mistakes_with_their_places() {
     );
 
     let odd = blkproof(dir, &["rules", "check", "-q", "odd.toml"]).exited(0);
-    let warning = "warning: odd.toml:3:12: rule 'y': on.state: it can never fire: no rule sets the state 'z', and things \
+    let warning = "warning: odd.toml:3:12: rule 'y': on.state: it can never fire: no rule sets the state 'z', and \
+                   things \
                    begin in '1'\n";
     assert_eq!((odd.stdout.as_str(), odd.stderr.as_str()), ("", warning));
     blkproof(dir, &["rules", "check", "--strict", "odd.toml"]).exited(1);

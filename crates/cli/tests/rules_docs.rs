@@ -32,8 +32,8 @@ fn every_rule_file_shown_is_right() {
     }
 }
 
-/// `console` blocks: a line after `$` is run in a folder with the files the page has shown (the first rule file is `lab.toml`),
-/// and what follows is what it prints.
+/// `console` blocks: a line after `$` is run in a folder with the files the page has shown (the first rule file is
+/// `lab.toml`), and what follows is what it prints.
 #[test]
 fn every_command_shown_prints_what_is_shown() {
     let dir = tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! Faults, and everything around them that stands in a block graph as a filter.
 //!
-//! - [`rule`]: what a rule is; [`file`]: how it is written down, read and converted.
+//! - [`rule`]: what a rule is; [`mod@file`]: how it is written down, read and converted.
 //! - [`engine`]: what runs rules. Pure: no I/O, no clock of its own, no randomness but its seed.
 //! - [`filter`]: the node `fault`, which does to requests what the engine says. [`blkdebug`]: QEMU's filter on the same
 //!   engine.

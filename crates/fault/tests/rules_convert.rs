@@ -498,7 +498,8 @@ fn what_is_converted_can_be_explained_and_no_text_panics() {
     let good = [
         (
             Origin::Blkdebug,
-            "[inject-error]\nevent = \"l2_update\"\nonce = \"on\"\nstate = \"2\"\n[set-state]\nevent = \"l2_load\"\nnew_state = \"2\"\n",
+            "[inject-error]\nevent = \"l2_update\"\nonce = \"on\"\nstate = \"2\"\n[set-state]\nevent = \
+             \"l2_load\"\nnew_state = \"2\"\n",
         ),
         (Origin::Ddrescue, "# Mapfile\n0x0 ? 1\n0x00000000  0x00000200  +\n0x00000200  0x00000400  -\n"),
         (Origin::DmDust, "0 33552384 dust /dev/vdb1 0 4096\nmessage dust1 0 addbadblock 61 3\n1 2 3\n"),

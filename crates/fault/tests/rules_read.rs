@@ -423,15 +423,13 @@ const MISTAKES: &[(&str, &[&str])] = &[
     ),
     (
         "on = { op = \"write\", slower-than = \"2s\" }\ndo = \"torn\"",
-        &[
-            "2:36: rule 'rule-1': on.slower-than: how long a request takes is known when it is done, too late for 'torn'",
-        ],
+        &["2:36: rule 'rule-1': on.slower-than: how long a request takes is known when it is done, too late for \
+             'torn'"],
     ),
     (
         "on = { bytes = \"100+100\" }\nlife = \"pending\"",
-        &[
-            "2:16: rule 'rule-1': on.bytes: 0x64..0xc8 is not made of whole sectors of 512 bytes, and sectors are what goes bad and recovers; the whole ones are 0x0..0x200",
-        ],
+        &["2:16: rule 'rule-1': on.bytes: 0x64..0xc8 is not made of whole sectors of 512 bytes, and sectors are \
+             what goes bad and recovers; the whole ones are 0x0..0x200"],
     ),
     ("life = \"growing-defects\"", &["2:8: rule 'rule-1': life: growth begins behind the bad sectors"]),
     (
@@ -497,7 +495,8 @@ fn what_is_odd_is_a_warning() {
         ),
         (
             "[[rule]]\non.times = 2\ndo = \"fail\"\nthen.disarm = true",
-            "f:2:12: rule 'rule-1': on.times: 'then.disarm' ends the rule after the first time; 'times' is without effect",
+            "f:2:12: rule 'rule-1': on.times: 'then.disarm' ends the rule after the first time; 'times' is without \
+             effect",
         ),
         (
             "[[rule]]\non = { op = [\"read\", \"flush\"], lba = 1 }\ndo = \"fail\"",
@@ -513,10 +512,12 @@ fn what_is_odd_is_a_warning() {
         ),
         (
             "[[rule]]\ndo = \"fail\"\n[[rule]]\nid = \"b\"\non = { op = \"read\", lba = 7 }\ndo = \"hang\"",
-            "f:5:6: rule 'b': on: it can never fire: rule 'rule-1' stands before it and takes every request it is about",
+            "f:5:6: rule 'b': on: it can never fire: rule 'rule-1' stands before it and takes every request it is \
+             about",
         ),
         (
-            "[[rule]]\non.lba = \"0..100\"\ndo = \"fail\"\n[[rule]]\nid = \"b\"\non = { op = \"read\", lba = 7 }\ndo = \"hang\"",
+            "[[rule]]\non.lba = \"0..100\"\ndo = \"fail\"\n[[rule]]\nid = \"b\"\non = { op = \"read\", lba = 7 \
+             }\ndo = \"hang\"",
             "f:6:6: rule 'b': on: it can never fire",
         ),
     ] {

@@ -190,12 +190,18 @@ fn sensible() -> impl Strategy<Value = Rule> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, max_global_rejects: 1_000_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 512,
+        max_global_rejects: 1_000_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn a_rule_reads_back_from_json(rule in sensible()) {
         let json = file::json(&rule, 512);
-        let (read, _) = read_rule(&json, 512, "x").map_err(|mistakes| TestCaseError::fail(format!("{json}: {mistakes}")))?;
+        let (read, _) = read_rule(&json, 512, "x").map_err(|mistakes| TestCaseError::fail(format!("{json}: \
+                                               {mistakes}")))?;
         prop_assert_eq!(read, rule, "{}", json);
     }
 

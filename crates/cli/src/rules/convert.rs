@@ -12,9 +12,9 @@ const LOST: u8 = 3;
 /// Make rules out of the files of another program
 ///
 /// Reads a configuration file of QEMU's blkdebug, a map of GNU ddrescue, a bad block list or setup script of dm-dust,
-/// parameters of nbdkit's error filter, or parameters (or debugfs lines) of scsi_debug, and prints a rule file. What can not be
-/// said in rules, or means something else there, stands in it as a comment and is told. The exit status is 0 if nothing was
-/// lost, 3 if something was, 1 if the file can not be read.
+/// parameters of nbdkit's error filter, or parameters (or debugfs lines) of scsi_debug, and prints a rule file. What
+/// can not be said in rules, or means something else there, stands in it as a comment and is told. The exit status is
+/// 0 if nothing was lost, 3 if something was, 1 if the file can not be read.
 ///
 /// Example: `blkproof rules convert --from ddrescue disk.map > lab.toml`
 #[derive(clap::Args)]

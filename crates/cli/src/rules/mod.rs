@@ -13,8 +13,8 @@ use crate::messages::print_error;
 
 /// Check, explain and convert rule files: what is to go wrong with a disk
 ///
-/// A rule file says on which requests a rule fires, what it does to them, and what changes then. `serve --rules FILE` runs
-/// one.
+/// A rule file says on which requests a rule fires, what it does to them, and what changes then. `serve --rules FILE`
+/// runs one.
 ///
 /// Example: `blkproof rules check lab.toml && blkproof rules explain lab.toml`
 #[derive(clap::Args)]
@@ -34,8 +34,8 @@ enum Command {
 
 /// Say everything that is wrong with rule files
 ///
-/// Each mistake comes with its line, its rule and its field. Warnings are about rules that are well written and can hardly be
-/// meant. The exit status is 0 if every file may be used, 1 if not.
+/// Each mistake comes with its line, its rule and its field. Warnings are about rules that are well written and can
+/// hardly be meant. The exit status is 0 if every file may be used, 1 if not.
 ///
 /// Example: `blkproof rules check --strict lab.toml`
 #[derive(clap::Args)]

@@ -2,11 +2,11 @@
 //!
 //! The grammar is that of `-readconfig` (block-layer.md 1.7): `[inject-error]` or `[set-state]`, an id in double quotes
 //! behind the word if one likes, then one `key = "value"` per line, with blanks before the `=` and the value in double
-//! quotes. `#` begins a comment in the first column only. Of a key given twice the last value counts; what stands behind
-//! the closing quote is ignored. Messages begin with QEMU's words and end with what would have been right.
+//! quotes. `#` begins a comment in the first column only. Of a key given twice the last value counts; what stands
+//! behind the closing quote is ignored. Messages begin with QEMU's words and end with what would have been right.
 //!
-//! Stricter than QEMU, where QEMU reads nonsense without a word: a value without its quotes (QEMU: empty), a missing closing
-//! quote, numbers that do not fit (QEMU: cut to 32 bits), and error numbers above 4095.
+//! Stricter than QEMU, where QEMU reads nonsense without a word: a value without its quotes (QEMU: empty), a missing
+//! closing quote, numbers that do not fit (QEMU: cut to 32 bits), and error numbers above 4095.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::collections::BTreeSet;
@@ -269,7 +269,8 @@ pub fn event(name: &str) -> Result<Event, String> {
 pub fn iotype(name: &str) -> Result<Operation, String> {
     Operation::from_name(name).filter(|operation| *operation != Operation::Resize).ok_or_else(|| {
         format!(
-            "invalid parameter value: {name} (an iotype is one of read, write, write-zeroes, discard, flush and block-status)"
+            "invalid parameter value: {name} (an iotype is one of read, write, write-zeroes, discard, flush and \
+             block-status)"
         )
     })
 }
@@ -327,7 +328,8 @@ mod tests {
 
     #[test]
     fn a_file_is_read_as_qemu_reads_it() {
-        let text = "# comment\n\n[inject-error]\nevent = \"none\"\n[inject-error \"a.b\"]x\n\t event =\"l2_update\" # no\n\
+        let text = "# comment\n\n[inject-error]\nevent = \"none\"\n[inject-error \"a.b\"]x\n\t event =\"l2_update\" \
+                    # no\n\
                     errno =   \" 0x1c\"\nstate = \"010\"\nsector = \"2048\"\niotype = \"write-zeroes\"\nonce = \"yes\"\n\
                     once = \"on\"\nimmediately = \"off\"\r\n[set-state]\nevent = \"l2_load\"\nnew_state = \"2\"";
         let config = parse("c", text).unwrap();

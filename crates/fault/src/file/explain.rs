@@ -23,7 +23,10 @@ pub fn explain_set(set: &RuleSet) -> String {
         set.state
     );
     if set.rules.len() > 1 {
-        text.push_str("They are looked at in this order; the first that decides what becomes of a request is the last looked at.\n");
+        text.push_str(
+            "They are looked at in this order; the first that decides what becomes of a request is the \
+                       last looked at.\n",
+        );
     }
     for rule in &set.rules {
         text.push_str(&format!("\n{}\n  {}\n", rule.id, explain(rule, set.lba_size).join("\n  ")));

@@ -1,7 +1,9 @@
-//! Rules as people write them: read with every mistake named, written back, explained, and converted from other programs.
+//! Rules as people write them: read with every mistake named, written back, explained, and converted from other
+//! programs.
 //!
-//! A file is TOML; control sends single rules of the same shape in JSON. `crates/fault/schema/rules-1.json` is the schema of
-//! both. A file is validated whole: either there is a [`RuleSet`], or a list of [`Mistakes`] with line and field.
+//! A file is TOML; control sends single rules of the same shape in JSON. `crates/fault/schema/rules-1.json` is the
+//! schema of both. A file is validated whole: either there is a [`RuleSet`], or a list of [`Mistakes`] with line and
+//! field.
 //!
 //! ```
 //! let text = r#"

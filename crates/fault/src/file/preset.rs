@@ -26,7 +26,8 @@ pub const ALL: &[Preset] = &[
     },
     Preset {
         word: "until-reassigned",
-        story: "a sector past help: reads of it fail with 03/110b (reassignment recommended), rewritten or not, until it is \
+        story: "a sector past help: reads of it fail with 03/110b (reassignment recommended), rewritten or not, \
+                until it is \
                 reassigned",
     },
     Preset {
@@ -35,7 +36,8 @@ pub const ALL: &[Preset] = &[
     },
     Preset {
         word: "recovered",
-        story: "a weak sector: reads return its data and report 01/1701 (recovered with retries), until it is rewritten",
+        story: "a weak sector: reads return its data and report 01/1701 (recovered with retries), until it is \
+                rewritten",
     },
     Preset {
         word: "pending",

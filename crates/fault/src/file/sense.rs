@@ -132,7 +132,8 @@ fn operations(rule: &Rule, remarks: &mut Remarks) {
             remarks.refuse(
                 "do",
                 format!(
-                    "an event by itself has no request to {name}; it can hold, delay, power-cut or change the state. Say \
+                    "an event by itself has no request to {name}; it can hold, delay, power-cut or change the \
+                     state. Say \
                      with on.op which request behind the event is meant"
                 ),
             );
@@ -215,7 +216,8 @@ fn sectors(rule: &Rule, life: &Life, lba_size: u32, remarks: &mut Remarks) {
         remarks.refuse(
             "on.bytes",
             format!(
-                "{range} is not made of whole sectors of {lba_size} bytes, and sectors are what goes bad and recovers; the \
+                "{range} is not made of whole sectors of {lba_size} bytes, and sectors are what goes bad and \
+                 recovers; the \
                  whole ones are {around}"
             ),
         );

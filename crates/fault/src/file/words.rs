@@ -172,7 +172,7 @@ fn scaled(figure: &str, unit: u128) -> Option<u128> {
     Some(nanos)
 }
 
-/// As [`duration`] reads it.
+/// A time as rules write it: `1h30m`.
 pub fn duration_text(time: Duration) -> String {
     let mut rest = time.as_nanos();
     let mut text = String::new();
@@ -220,7 +220,7 @@ pub(super) fn share_of(share: f64) -> Result<Option<u32>, &'static str> {
     }
 }
 
-/// The shortest fraction that [`share_of`] makes the same of.
+/// The shortest fraction that is read as so many of 2^32.
 pub fn share_text(parts: u32) -> f64 {
     let exact = f64::from(parts) / WHOLE;
     (1..=12_usize)

@@ -97,7 +97,7 @@ impl Failure {
         Self { errno, device: Some(device) }
     }
 
-    /// Reads an error as it is written in rule files and commands; see the [module](self).
+    /// Reads an error as it is written in rule files and commands: `EIO`, `28`, `03/1101`, `nvme:2/81 dnr`, `ata:UNC`.
     ///
     /// # Errors
     /// With what would have been right.

@@ -1,8 +1,8 @@
 //! QEMU's blkdebug configuration files, by blkdebug's own semantics (block-layer.md 1.4).
 //!
-//! blkdebug has two things that change: a state, which is a number, and the *active list*, the rules that the last event
-//! armed. Here there are states alone, so each pair that can be reached becomes one: `2:1,3-4` is blkdebug's state 2 with its
-//! rules 1 and 3 active and rule 4, a `once`, used up. Rules are numbered in the order of the file.
+//! blkdebug has two things that change: a state, which is a number, and the *active list*, the rules that the last
+//! event armed. Here there are states alone, so each pair that can be reached becomes one: `2:1,3-4` is blkdebug's
+//! state 2 with its rules 1 and 3 active and rule 4, a `once`, used up. Rules are numbered in the order of the file.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -84,7 +84,7 @@ pub(super) fn read(file: &str, text: &str, draft: &mut Draft) -> Result<(), Wron
             continue;
         }
         if next.len() >= STATES_MAX || moment.name().len() > NAME_MAX {
-            simply(&config, draft);
+            simply(&config, first.state, draft);
             return Ok(());
         }
         let moves: Vec<(Event, Moment)> = events
@@ -149,15 +149,17 @@ fn never_armed(config: &Config, next: &BTreeMap<Moment, Vec<(Event, Moment)>>, d
 }
 
 /// Where too many states are to be followed: each rule by itself.
-fn simply(config: &Config, draft: &mut Draft) {
+fn simply(config: &Config, first: u32, draft: &mut Draft) {
+    draft.rules.state = Rc::from(first.to_string());
     draft.lost(format!(
-        "the file has more than {STATES_MAX} states and lists of armed rules; here an event arms a rule for one request, while \
+        "the file has more than {STATES_MAX} states and lists of armed rules; here an event arms a rule for one \
+         request, while \
          blkdebug keeps it armed until another is"
     ));
     for (number, rule) in (1_usize..).zip(&config.set_state) {
         let state = (rule.state != 0).then(|| Rc::from(rule.state.to_string()));
         if rule.event == Event::None {
-            draft.rules.state = Rc::from(rule.new_state.to_string());
+            // It came at the beginning.
             continue;
         }
         let on = On { operations: Operations::empty(), event: Some(rule.event), state, ..On::default() };
@@ -166,7 +168,11 @@ fn simply(config: &Config, draft: &mut Draft) {
     }
     for (number, rule) in (1_usize..).zip(&config.inject_error).filter(|(_, rule)| matches_something(rule)) {
         let event = (rule.event != Event::None).then_some(rule.event);
-        let state = (rule.state != 0).then(|| Rc::from(rule.state.to_string()));
+        // What is armed at the beginning, in blkdebug's state 1, stays so in any state.
+        if event.is_none() && rule.state > 1 {
+            continue;
+        }
+        let state = (rule.state != 0 && event.is_some()).then(|| Rc::from(rule.state.to_string()));
         let times = (rule.once && rule.errno != 0).then_some(1);
         let on = On { event, state, times, ..on(rule) };
         draft.rule(format!("inject-{number}"), on, action(rule), vec![format!("line {}", rule.line)]);

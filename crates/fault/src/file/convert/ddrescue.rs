@@ -56,7 +56,8 @@ pub(super) fn read(text: &str, options: &Options, draft: &mut Draft) -> Result<(
             bad.extend(untried);
         } else {
             draft.lost(format!(
-                "{bytes} bytes in {} areas were not read by ddrescue (? * /), and may be bad; here they read well unless \
+                "{bytes} bytes in {} areas were not read by ddrescue (? * /), and may be bad; here they read well \
+                 unless \
                  --untried-bad is given",
                 untried.len()
             ));

@@ -89,7 +89,8 @@ pub(super) fn read(text: &str, options: &Options, draft: &mut Draft) -> Result<(
     draft.rules.lba_size = u32::try_from(block_size.min(LBA_MAX)).unwrap_or(512);
     if block_size > LBA_MAX {
         draft.lost(format!(
-            "a write cures the sectors of {LBA_MAX} bytes that it covers; under dm-dust it cures the whole block of {block_size} bytes"
+            "a write cures the sectors of {LBA_MAX} bytes that it covers; under dm-dust it cures the whole block of \
+             {block_size} bytes"
         ));
     }
     if block_size > 512 && !blocks.is_empty() {

@@ -1,4 +1,5 @@
-//! nbdkit's error filter (nbdkit-error-filter(1)): `error=EIO error-rate=10% error-pread-rate=1`, as on its command line.
+//! nbdkit's error filter (nbdkit-error-filter(1)): `error=EIO error-rate=10% error-pread-rate=1`, as on its command
+//! line.
 //!
 //! Parameters are taken in their order: one for all operations replaces what an earlier one said for a single one.
 
@@ -84,7 +85,8 @@ pub(super) fn read(text: &str, draft: &mut Draft) -> Result<(), Wrong> {
         let mut notes = vec![format!("error-{name}")];
         if let Some(file) = &settings.file {
             draft.lost(format!(
-                "errors only while the file '{file}' exists: the rules are armed from the start; arm and disarm them by \
+                "errors only while the file '{file}' exists: the rules are armed from the start; arm and disarm \
+                 them by \
                  control (fault-add, fault-remove), or by a state"
             ));
             notes.push(format!("LOST: only while '{file}' exists"));
@@ -117,7 +119,8 @@ fn words_of(line: &str) -> Vec<String> {
 
 fn unknown(key: &str) -> String {
     format!(
-        "unknown parameter '{key}'; there are error, error-rate, error-file, and error-pread, error-pread-rate and so on"
+        "unknown parameter '{key}'; there are error, error-rate, error-file, and error-pread, error-pread-rate and \
+         so on"
     )
 }
 

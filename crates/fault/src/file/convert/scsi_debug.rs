@@ -281,7 +281,8 @@ fn error(number: usize, figures: &[i128], draft: &mut Draft) -> Result<(), Wrong
 fn sense(number: usize, [host, status, key, asc, ascq]: [i128; 5], draft: &mut Draft) -> Result<Failure, Wrong> {
     if host != 0 || status != 2 {
         draft.lost(format!(
-            "line {number}: host byte {host:#x} and status {status:#x} are told as EIO; only a check condition has sense"
+            "line {number}: host byte {host:#x} and status {status:#x} are told as EIO; only a check condition has \
+             sense"
         ));
         return Ok(EIO);
     }

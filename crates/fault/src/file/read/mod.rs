@@ -318,7 +318,10 @@ impl<'a> Reader<'a> {
             if text.is_some_and(|text| !good_id(text)) {
                 self.wrong::<()>(
                     &field,
-                    format!("an id has 1 to {NAME_MAX} letters, digits and '-', '_', '.', ':', and begins with a letter or digit"),
+                    format!(
+                        "an id has 1 to {NAME_MAX} letters, digits and '-', '_', '.', ':', and begins with a \
+                             letter or digit"
+                    ),
                 );
             }
         }
