@@ -1,5 +1,5 @@
-//! The node `stats` over a disk of the tests, against a plain list of what was sent; and planted faults that the comparison
-//! must see.
+//! The node `stats` over a disk of the tests, against a plain list of what was sent; and planted faults that the
+//! comparison must see.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
@@ -583,7 +583,8 @@ for family in parse(sys.stdin.read()):
         count = [s.value for s in family.samples if s.name.endswith("_count") and tuple(sorted(s.labels.items())) == of]
         assert count == [buckets[-1][1]] and buckets[-1][0] == float("inf"), (family.name, of)
     for s in family.samples:
-        print(s.name, s.labels.get("node"), s.labels.get("op", "-"), s.labels.get("le", "-"), s.labels.get("rule", "-").encode(), s.value, sep="|")
+        op, le, rule = (s.labels.get(name, "-") for name in ("op", "le", "rule"))
+        print(s.name, s.labels.get("node"), op, le, rule.encode(), s.value, sep="|")
 "#;
     let (ok, out) = python(script, &text);
     assert!(ok, "{out}");

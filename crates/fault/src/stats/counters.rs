@@ -1,7 +1,7 @@
 //! The counting itself.
 //!
-//! A request costs two looks at the clock and a few additions: no allocation, no formatting. Everything that is shared is
-//! borrowed for the length of one addition and never across an await.
+//! A request costs two looks at the clock and a few additions: no allocation, no formatting. Everything that is shared
+//! is borrowed for the length of one addition and never across an await.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -290,9 +290,9 @@ impl Stats {
         *state = State { histograms, ..fresh };
     }
 
-    /// Sets or removes the histograms with bounds of the user's own, as `block-latency-histogram-set` does: `every` holds
-    /// for each kind that has no bounds of its own here; with nothing given, all are removed; otherwise a kind that is not
-    /// named keeps its histogram. One that is set begins empty.
+    /// Sets or removes the histograms with bounds of the user's own, as `block-latency-histogram-set` does: `every`
+    /// holds for each kind that has no bounds of its own here; with nothing given, all are removed; otherwise a kind
+    /// that is not named keeps its histogram. One that is set begins empty.
     ///
     /// # Errors
     /// If bounds do not ascend. Nothing is changed then.

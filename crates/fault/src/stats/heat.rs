@@ -1,7 +1,7 @@
 //! Where requests go: the disk in at most [`CELLS`] cells of equal size, each with what touched it.
 //!
-//! Invariant: a cell is a power of two of bytes, at least a sector, and the whole disk fits the cells. A disk that grows
-//! makes the cells coarser, two into one, so that nothing counted is lost and memory stays what it was.
+//! Invariant: a cell is a power of two of bytes, at least a sector, and the whole disk fits the cells. A disk that
+//! grows makes the cells coarser, two into one, so that nothing counted is lost and memory stays what it was.
 
 /// Cells there are at most.
 pub const CELLS: usize = 4096;

@@ -1,7 +1,7 @@
 //! Figures over the last so many seconds (`timed_stats` of `query-blockstats`).
 //!
-//! Each interval has two windows of its length that begin half a length apart. The older one is asked, so an answer covers
-//! between a half and the whole of the interval; memory and cost do not depend on how much happens in it.
+//! Each interval has two windows of its length that begin half a length apart. The older one is asked, so an answer
+//! covers between a half and the whole of the interval; memory and cost do not depend on how much happens in it.
 
 /// Kinds of requests that intervals tell apart: reads, writes (write zeroes too) and flushes.
 pub(super) const KINDS: usize = 3;

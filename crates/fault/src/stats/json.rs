@@ -1,8 +1,8 @@
 //! A snapshot as an entry of `query-blockstats`, and back.
 //!
-//! Under `stats` stand QEMU's fields with QEMU's names and units, every one that its schema demands. `wr_*` counts writes
-//! and write zeroes, `unmap_*` discards, as QEMU's devices do. What QEMU has no field for stands under `driver-specific`,
-//! where its schema has room for what one driver alone knows; schema [`SCHEMA`].
+//! Under `stats` stand QEMU's fields with QEMU's names and units, every one that its schema demands. `wr_*` counts
+//! writes and write zeroes, `unmap_*` discards, as QEMU's devices do. What QEMU has no field for stands under
+//! `driver-specific`, where its schema has room for what one driver alone knows; schema [`SCHEMA`].
 
 use serde_json::{Map, Value, json};
 
@@ -158,7 +158,8 @@ pub struct NotSnapshot(pub String);
 /// Reads what [`snapshot_json`] writes.
 ///
 /// # Errors
-/// If a field of ours is missing or wrong. Text, counts and lists are taken as they are: whoever shows them escapes them.
+/// If a field of ours is missing or wrong. Text, counts and lists are taken as they are: whoever shows them escapes
+/// them.
 pub fn snapshot_from_json(value: &Value) -> Result<Snapshot, NotSnapshot> {
     let top = Place { value, path: "" };
     let own = top.at("driver-specific")?;

@@ -1,7 +1,7 @@
 //! How long requests took: percentiles, and histograms whose bounds a user sets.
 //!
-//! Durations are kept with two significant digits (an error below 1 %) from 1 ns to one hour; what takes longer counts as
-//! one hour, and says so in `max` alone. Count, sum, smallest and largest are exact.
+//! Durations are kept with two significant digits (an error below 1 %) from 1 ns to one hour; what takes longer counts
+//! as one hour, and says so in `max` alone. Count, sum, smallest and largest are exact.
 
 use hdrhistogram::Histogram;
 
@@ -34,7 +34,8 @@ pub struct Latency {
     pub min_ns: u64,
     /// Longest; 0 without requests.
     pub max_ns: u64,
-    /// Duration that so many per cent of the requests did not exceed, for each of [`PERCENTILES`]; empty without requests.
+    /// Duration that so many per cent of the requests did not exceed, for each of [`PERCENTILES`]; empty without
+    /// requests.
     pub percentiles: Vec<(f64, u64)>,
     /// Requests by duration, four bins for each doubling; bins without requests are left out.
     pub bins: Vec<Bin>,

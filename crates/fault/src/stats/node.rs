@@ -47,7 +47,8 @@ impl<D: BlockDevice> StatsNode<D> {
         }
     }
 
-    /// Whether a request that failed could not have been done at all. Costs something, and is asked after failures only.
+    /// Whether a request that failed could not have been done at all. Costs something, and is asked after failures
+    /// only.
     fn is_invalid(&self, operation: Operation, at: u64, len: u64) -> bool {
         let info = self.child.info();
         let grows = operation.changes() && info.capabilities.contains(Capabilities::GROWS);
@@ -55,7 +56,8 @@ impl<D: BlockDevice> StatsNode<D> {
     }
 }
 
-/// Makes a request that is counted. A macro, because a request of the child is a future of its own kind for each method.
+/// Makes a request that is counted. A macro, because a request of the child is a future of its own kind for each
+/// method.
 macro_rules! counted {
     ($self:ident, $operation:expr, $at:expr, $len:expr, $fua:expr, $request:expr) => {{
         let going = $self.stats.begin($operation, $at, $len, $fua);

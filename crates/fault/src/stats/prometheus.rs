@@ -1,7 +1,8 @@
 //! Snapshots in Prometheus' text format (version 0.0.4).
 //!
-//! Durations are in seconds, sizes in bytes. Durations are whole nanoseconds and the bounds of their buckets powers of two
-//! of them: a bucket `le` ends one nanosecond below, because Prometheus includes the bound and the bins behind it do not.
+//! Durations are in seconds, sizes in bytes. Durations are whole nanoseconds and the bounds of their buckets powers of
+//! two of them: a bucket `le` ends one nanosecond below, because Prometheus includes the bound and the bins behind it
+//! do not.
 
 use std::fmt::{Display, Write as _};
 

@@ -1,10 +1,11 @@
 //! What requests look like: size, alignment, and whether one goes on where another ended.
 
-/// Classes of sizes: class `k` holds requests of more than 2^(k-1) and at most 2^k bytes; the last one all that are longer.
+/// Classes of sizes: class `k` holds requests of more than 2^(k-1) and at most 2^k bytes; the last one all that are
+/// longer.
 pub const SIZES: usize = 34;
 
-/// Classes of alignments: class `k` holds requests of which 2^k is the largest power of two that divides offset and length;
-/// the last one all that are aligned better.
+/// Classes of alignments: class `k` holds requests of which 2^k is the largest power of two that divides offset and
+/// length; the last one all that are aligned better.
 pub const ALIGNMENTS: usize = 22;
 
 /// Streams told apart: a request that begins where one of the last so many ended is sequential.

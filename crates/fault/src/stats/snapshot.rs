@@ -8,7 +8,8 @@ use crate::request::Operation;
 
 /// The figures of one node at one moment.
 ///
-/// For each operation `submitted = done + failed + invalid + cancelled + in_flight`, and `latency.count = done + failed`.
+/// For each operation `submitted = done + failed + invalid + cancelled + in_flight`, and `latency.count = done +
+/// failed`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Snapshot {
     /// The node's name.
@@ -74,7 +75,8 @@ pub struct PerOperation {
     pub latency: Latency,
     /// By size; see [`SIZES`](super::shape::SIZES). Without the classes behind the last one that has any.
     pub sizes: Vec<u64>,
-    /// By alignment; see [`ALIGNMENTS`](super::shape::ALIGNMENTS). Without the classes behind the last one that has any.
+    /// By alignment; see [`ALIGNMENTS`](super::shape::ALIGNMENTS). Without the classes behind the last one that has
+    /// any.
     pub alignments: Vec<u64>,
 }
 

@@ -1,7 +1,7 @@
 //! `trace` as users name it: `driver=trace,path=run.jsonl,file.filename=a.qcow2`.
 //!
-//! Options: `file` (the node whose requests are written down), `path` (where to), `node-name`, `hash` (on: checksums of what
-//! is read and written), `data` (off: what is written, whole), `start` (on; off waits for the command).
+//! Options: `file` (the node whose requests are written down), `path` (where to), `node-name`, `hash` (on: checksums of
+//! what is read and written), `data` (off: what is written, whole), `start` (on; off waits for the command).
 
 use std::rc::Rc;
 

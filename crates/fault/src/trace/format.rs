@@ -1,7 +1,7 @@
 //! The lines of a trace: schema [`SCHEMA`].
 //!
-//! The first line is the head: `schema`, `node`, `size` (bytes), `unix_ns`, `hash`, `data`. Each further one is a request that
-//! is over, in the order in which they ended:
+//! The first line is the head: `schema`, `node`, `size` (bytes), `unix_ns`, `hash`, `data`. Each further one is a
+//! request that is over, in the order in which they ended:
 //!
 //! | field | is |
 //! |---|---|

@@ -1,13 +1,13 @@
 //! The node `trace`: passes every request on to `file`, and writes a line of JSON when it is over.
 //!
-//! A trace says enough to send the same requests again with the same overlaps: see [`format`](self::format), [`plan`](self::plan)
-//! and [`replay`](self::replay).
+//! A trace says enough to send the same requests again with the same overlaps: see [`mod@format`], [`mod@plan`] and
+//! [`mod@replay`].
 //!
 //! # Invariants
 //! - No data and no outcome is changed, and no request waits for its line: the [`Sink`] takes it at once or loses it.
 //! - A request has one line, in the order in which requests end; what is lost is counted, and said where it is missing.
-//! - `after` of a request is the number of requests that were over when it came, so that a replay that waits for exactly
-//!   those keeps every order that the recorded client could rely on (CM 4.2, 4.4).
+//! - `after` of a request is the number of requests that were over when it came, so that a replay that waits for
+//!   exactly those keeps every order that the recorded client could rely on (CM 4.2, 4.4).
 
 pub mod driver;
 pub mod format;

@@ -133,13 +133,14 @@ impl Plan {
         self.steps.is_empty()
     }
 
-    /// Whether what reads bring can be compared: all that was written is in the trace, and what was read has a checksum.
+    /// Whether what reads bring can be compared: all that was written is in the trace, and what was read has a
+    /// checksum.
     pub fn has_data(&self) -> bool {
         self.head.data && self.head.hash && self.dropped == 0
     }
 
-    /// Whether the data of a read may rightly be another one: a change of the same bytes was under way beside it, or had not
-    /// ended well before.
+    /// Whether the data of a read may rightly be another one: a change of the same bytes was under way beside it, or
+    /// had not ended well before.
     pub(super) fn is_open(&self, read: &Record) -> bool {
         let overlaps = |of: &Record| {
             of.operation == Operation::Resize

@@ -1,8 +1,8 @@
 //! Sends the requests of a trace again, with the overlaps they had.
 //!
-//! A request is sent once every request that was over when it came is over again, and not before its time if times are kept.
-//! Nothing else holds it back, so that requests overlap as they did. A write whose data the trace does not have writes a
-//! pattern that follows from its number.
+//! A request is sent once every request that was over when it came is over again, and not before its time if times are
+//! kept. Nothing else holds it back, so that requests overlap as they did. A write whose data the trace does not have
+//! writes a pattern that follows from its number.
 
 use std::fmt;
 use std::time::Duration;

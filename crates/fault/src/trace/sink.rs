@@ -6,8 +6,8 @@ use std::rc::Rc;
 pub trait Sink {
     /// Takes a line, which ends with a line feed; `false` if it is lost because there is no room for it.
     ///
-    /// Returns at once and can not fail: I/O does not depend on a trace. A sink whose disk is full says so once, in its own
-    /// way, and takes no more.
+    /// Returns at once and can not fail: I/O does not depend on a trace. A sink whose disk is full says so once, in its
+    /// own way, and takes no more.
     fn line(&self, line: &str) -> bool;
 
     /// No further line comes for now: writes out what it still holds. May wait; called when the node is closed.

@@ -39,7 +39,8 @@ impl Axis {
     }
 }
 
-/// The latencies of every operation that was asked for, below each other on one axis; nothing where nothing was measured.
+/// The latencies of every operation that was asked for, below each other on one axis; nothing where nothing was
+/// measured.
 pub(super) fn latencies(snapshot: &Snapshot, out: &mut String) {
     let Some(axis) = Axis::new(snapshot) else { return };
     let measured: Vec<&PerOperation> = asked(snapshot).filter(|per| per.latency.count > 0).collect();

@@ -1,7 +1,7 @@
 //! The figures as one page that needs nothing else: no network, no font, no library.
 //!
-//! Tables and latencies are plain markup and readable without a script. The script draws the heat maps. A policy in the head
-//! forbids the page to load anything; text that came from outside (names of nodes and rules) reaches it escaped.
+//! Tables and latencies are plain markup and readable without a script. The script draws the heat maps. A policy in the
+//! head forbids the page to load anything; text that came from outside (names of nodes and rules) reaches it escaped.
 
 use std::fmt::Write as _;
 

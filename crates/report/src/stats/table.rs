@@ -20,8 +20,8 @@ pub fn table(snapshot: &Snapshot, width: usize) -> String {
     table_since(snapshot, None, width)
 }
 
-/// The same, with the rates of the time since an earlier snapshot; one that is no earlier one of the same node, because the
-/// figures were reset in between, is passed over.
+/// The same, with the rates of the time since an earlier snapshot; one that is no earlier one of the same node, because
+/// the figures were reset in between, is passed over.
 #[must_use]
 pub fn table_since(snapshot: &Snapshot, before: Option<&Snapshot>, width: usize) -> String {
     let width = width.max(40);
@@ -67,8 +67,8 @@ type Says<'a> = &'a dyn Fn(&PerOperation) -> String;
 /// A count of a cell.
 type Figure = fn(&Cell) -> u64;
 
-/// One column: head, alignment, and what stands in it. Those that a narrow terminal has no room for are left out, the last
-/// ones first.
+/// One column: head, alignment, and what stands in it. Those that a narrow terminal has no room for are left out, the
+/// last ones first.
 struct Column<'a> {
     head: &'static str,
     cells: Vec<String>,
