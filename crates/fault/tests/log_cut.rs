@@ -1,5 +1,5 @@
 //! Cutting the power behind an entry of a log: every state, and no other.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod log_common;
 
@@ -71,7 +71,8 @@ fn the_states_are_those_of_the_disk_below() {
         }
         let image = device(&log.image());
         for (at, &position) in moments.iter().enumerate() {
-            // With details the next request is known to be under way, until just before it completes; without them it is not.
+            // With details the next request is known to be under way, until just before it completes; without them it
+            // is not.
             let position = match moments.get(at + 1) {
                 Some(next) if details => next - 1,
                 _ => position,

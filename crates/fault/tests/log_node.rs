@@ -1,5 +1,5 @@
 //! The filter `blklogwrites`: what it logs, in which order, and what it does when the disk or the log fails.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod log_common;
 

@@ -1,5 +1,5 @@
 //! Reading logs: the kernel's, hostile ones, damaged ones.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod log_common;
 
@@ -66,8 +66,8 @@ fn walk(node: &Node, extent: Extent) -> (Vec<String>, Result<Rest, LogError>) {
     })
 }
 
-/// What dm-log-writes writes: FUA on completion, the rest before the flush that covers it, a mark, a preflush with data,
-/// METADATA, a discard, the end mark; with sectors of 4 KiB.
+/// What dm-log-writes writes: FUA on completion, the rest before the flush that covers it, a mark, a preflush with
+/// data, METADATA, a discard, the end mark; with sectors of 4 KiB.
 fn kernel_log() -> Bytes {
     Bytes::new(4096, 7)
         .entry(0, 1, 0, b"", &[1; 4096])
@@ -238,7 +238,10 @@ proptest! {
     fn hostile_bytes_end_in_words(
         entries in any::<u64>(),
         shift in 5_u32..14,
-        words in prop::collection::vec((0_u64..8, prop_oneof![0_u64..4, any::<u64>()], 0_u64..40, prop_oneof![0_u64..64, any::<u64>()]), 0..8),
+        words in prop::collection::vec(
+            (0_u64..8, prop_oneof![0_u64..4, any::<u64>()], 0_u64..40, prop_oneof![0_u64..64, any::<u64>()]),
+            0..8,
+        ),
         cut in 0_usize..400,
         noise in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
     ) {

@@ -21,11 +21,11 @@ use super::{Which, open_log, say_fault, say_rest};
 
 /// Check the image at every flush, and find the first entry at which it is damaged
 ///
-/// The image is checked as `blkproof check` does, or by a command, which gets its name where {} stands, or as its last word,
-/// and says by its exit status whether the image is good. The command must not write to the image.
+/// The image is checked as `blkproof check` does, or by a command, which gets its name where {} stands, or as its last
+/// word, and says by its exit status whether the image is good. The command must not write to the image.
 ///
-/// Exit status: 0 the image was good wherever it was looked at; 2 damaged; 1 the log or the image could not be read; 63 a format
-/// that can not be checked.
+/// Exit status: 0 the image was good wherever it was looked at; 2 damaged; 1 the log or the image could not be read; 63
+/// a format that can not be checked.
 ///
 /// Example: `blkproof log check writes.log --at flush -- qemu-img check -q -f qcow2 {}`
 #[derive(clap::Args)]

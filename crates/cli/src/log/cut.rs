@@ -15,9 +15,9 @@ use crate::graph::parse_size;
 
 /// Write an image that a power cut behind the first N entries may leave
 ///
-/// What was durable then is in the image; of the rest, the state says what. States have the names that the node disk gives
-/// them, request numbers being entry numbers: all-old, all-new, drop:17, keep:17, prefix:completion:5, tear:17:first:3,
-/// number:12, seed:1234. What counts as durable depends on who wrote the log, and is printed.
+/// What was durable then is in the image; of the rest, the state says what. States have the names that the node disk
+/// gives them, request numbers being entry numbers: all-old, all-new, drop:17, keep:17, prefix:completion:5,
+/// tear:17:first:3, number:12, seed:1234. What counts as durable depends on who wrote the log, and is printed.
 ///
 /// Example: `blkproof log cut writes.log 120 --state drop:117 -o disk.img`
 #[derive(clap::Args)]
@@ -138,7 +138,8 @@ fn explain(cut: &Cut, profile: Profile) {
         count => format!("{count} states"),
     };
     eprintln!(
-        "behind {} entries: those before entry {} are durable, {} changes are cached, {} under way; {states} of profile {}",
+        "behind {} entries: those before entry {} are durable, {} changes are cached, {} under way; \
+         {states} of profile {}",
         cut.at,
         cut.covered,
         cut.volatile,

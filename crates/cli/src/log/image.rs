@@ -47,7 +47,8 @@ impl Start {
         Ok(self.size.or(base))
     }
 
-    /// Makes `path` what the disk was, and opens it for writing. A block device is written in place, on top of what it holds.
+    /// Makes `path` what the disk was, and opens it for writing. A block device is written in place, on top of what it
+    /// holds.
     pub(super) async fn make(&self, path: &Path, log: &str, force: bool) -> anyhow::Result<Node> {
         let shown = path.display();
         let there = std::fs::metadata(path).ok();
@@ -86,8 +87,8 @@ impl Start {
     }
 }
 
-/// Opens an image for writing, byte for byte. Without locks: it is nobody else's, and whoever checks it on the way takes locks
-/// of their own.
+/// Opens an image for writing, byte for byte. Without locks: it is nobody else's, and whoever checks it on the way
+/// takes locks of their own.
 async fn open(path: &Path) -> anyhow::Result<Node> {
     let name = path.to_str().context("the name of an image has to be UTF-8")?;
     let registry = registry();

@@ -21,9 +21,9 @@ use crate::runtime;
 
 /// Read, replay and cut write logs
 ///
-/// A write log holds every change of a disk, in order: dm-log-writes of the kernel and the node blklogwrites of QEMU and of
-/// this program make them. Entries are counted from 0; "until N" means the first N of them. A log can be read while it is
-/// written.
+/// A write log holds every change of a disk, in order: dm-log-writes of the kernel and the node blklogwrites of QEMU
+/// and of this program make them. Entries are counted from 0; "until N" means the first N of them. A log can be read
+/// while it is written.
 ///
 /// Example: `blkproof log list writes.log`
 #[derive(clap::Args)]
@@ -47,7 +47,8 @@ enum Command {
 struct Which {
     /// Use complete entries behind those the superblock counts too, although no checksum vouches for them
     ///
-    /// A writer that was killed leaves such entries. An older and longer log in the same place leaves some that look like them.
+    /// A writer that was killed leaves such entries. An older and longer log in the same place leaves some that look
+    /// like them.
     #[arg(long)]
     uncounted: bool,
 }
@@ -112,8 +113,8 @@ fn say_rest(entries: &Entries<'_>) {
     match entries.rest() {
         Rest::Nothing => {}
         Rest::Uncounted => eprintln!(
-            "note: behind the {} entries used, the log has more, which its superblock does not count: the writer was killed or \
-             is still at work, or an older log stood here\nhint: --uncounted uses them",
+            "note: behind the {} entries used, the log has more, which its superblock does not count: the writer was \
+             killed or is still at work, or an older log stood here\nhint: --uncounted uses them",
             entries.index()
         ),
         Rest::Incomplete(error) => {

@@ -12,11 +12,11 @@ use super::{Which, open_log, say_fault, say_rest};
 
 /// Write the image that a write log makes
 ///
-/// The image is sparse and raw, byte for byte what the logged node held; on a qcow2 disk below which the log was made, it is a
-/// qcow2 image. Without a place to end at, all entries are replayed.
+/// The image is sparse and raw, byte for byte what the logged node held; on a qcow2 disk below which the log was made,
+/// it is a qcow2 image. Without a place to end at, all entries are replayed.
 ///
-/// Exit status: 0; 1 if the log is damaged before that place, and the image holds what comes before the damage; 4 if there is no
-/// such place, and the image holds everything.
+/// Exit status: 0; 1 if the log is damaged before that place, and the image holds what comes before the damage; 4 if
+/// there is no such place, and the image holds everything.
 ///
 /// Example: `blkproof log replay writes.log --to disk.img --until-mark mkfs`
 #[derive(clap::Args)]

@@ -1,12 +1,12 @@
 //! How entries get onto a log: in order, without gaps, and the superblock last.
 //!
-//! [`Appender::push`] takes an entry at once, without waiting, and thereby settles its place. [`Appender::commit`] waits until
-//! it is on the log: whoever comes first writes everything that waits, in one piece where it can, and the others find
-//! theirs done. So there is one write to the log at a time, and what a kill cuts off is a tail.
+//! [`Appender::push`] takes an entry at once, without waiting, and thereby settles its place. [`Appender::commit`]
+//! waits until it is on the log: whoever comes first writes everything that waits, in one piece where it can, and the
+//! others find theirs done. So there is one write to the log at a time, and what a kill cuts off is a tail.
 //!
-//! A writer that is dropped half-way leaves its entries in the queue, and the next one writes the same bytes to the same
-//! place, after a drain: what the dropped one left under way ends with a zero sector, perhaps, and would land on a later
-//! entry (CM 4.5). A write that fails leaves the queue as it is, too.
+//! A writer that is dropped half-way leaves its entries in the queue, and the next one writes the same bytes to the
+//! same place, after a drain: what the dropped one left under way ends with a zero sector, perhaps, and would land on a
+//! later entry (CM 4.5). A write that fails leaves the queue as it is, too.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::cell::{Cell, RefCell};

@@ -1,15 +1,16 @@
 //! The images that a power cut at an entry may leave.
 //!
-//! The cut comes when the first `at` entries are in the log and no others. What was durable then is put onto the image; the
-//! rest goes into the cache of the simulated disk ([`crate::disk::model`]), request numbers being entry numbers, so that
-//! states have the names they have there: `drop:17` is the image without entry 17.
+//! The cut comes when the first `at` entries are in the log and no others. What was durable then is put onto the image;
+//! the rest goes into the cache of the simulated disk ([`crate::disk::model`]), request numbers being entry numbers, so
+//! that states have the names they have there: `drop:17` is the image without entry 17.
 //!
 //! What is durable (CM 5.1), by how the log was written ([`Writer::model`]):
-//! - *details*: entries with FUA, and entries that stood in the log when a flush was sent that is in it. Entries after the cut
-//!   whose requests had been sent before it were under way: they may be in the image, too.
-//! - *the kernel's log*: entries with FUA, and entries before a flush. The kernel holds entries back until they are just that.
-//! - *completion order* (QEMU): the same; what completed while a flush was under way passes for durable, though it is not. No
-//!   state is made up, some are missed, as are those with requests that were under way.
+//! - *details*: entries with FUA, and entries that stood in the log when a flush was sent that is in it. Entries after
+//!   the cut whose requests had been sent before it were under way: they may be in the image, too.
+//! - *the kernel's log*: entries with FUA, and entries before a flush. The kernel holds entries back until they are
+//!   just that.
+//! - *completion order* (QEMU): the same; what completed while a flush was under way passes for durable, though it is
+//!   not. No state is made up, some are missed, as are those with requests that were under way.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::rc::Rc;
@@ -121,8 +122,8 @@ struct Survey {
 }
 
 impl Cut {
-    /// Cuts `log` behind its first `at` entries. What is durable then goes to `image`, which holds what the disk held when the
-    /// log began; without an image the cut can be looked at, but not written.
+    /// Cuts `log` behind its first `at` entries. What is durable then goes to `image`, which holds what the disk held
+    /// when the log began; without an image the cut can be looked at, but not written.
     ///
     /// # Errors
     /// [`CutError`].

@@ -1,6 +1,7 @@
 //! `blklogwrites` as users name it: `driver=blklogwrites,file.…,log.…`, with QEMU's options and words.
 //!
-//! Options: `file`, `log` (nodes), `log-sector-size`, `log-append`, `log-super-update-interval`, and `log-details`, ours.
+//! Options: `file`, `log` (nodes), `log-sector-size`, `log-append`, `log-super-update-interval`, and `log-details`,
+//! ours.
 
 use std::rc::Rc;
 
@@ -163,8 +164,8 @@ async fn read_log(log: &Node, extent: Extent) -> Result<(SectorSize, Resume), Op
     let (resume, rest) = log.resume(extent).await.map_err(in_qemus_words)?;
     if rest == Rest::Uncounted && extent != Extent::Counted {
         return Err(OpenError::Image(format!(
-            "behind the {} entries that its superblock counts, the log has more: its writer was killed, or an older log \
-             stood here\nhint: log-append=all goes on behind the last one, log-append=counted overwrites them",
+            "behind the {} entries that its superblock counts, the log has more: its writer was killed, or an older \
+             log stood here\nhint: log-append=all goes on behind the last one, log-append=counted overwrites them",
             resume.entries
         )));
     }

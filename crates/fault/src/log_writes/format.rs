@@ -1,7 +1,7 @@
 //! What is on a write log, byte for byte (block-layer.md 3.1).
 //!
-//! All little-endian. Sector 0 is the superblock; entries follow, each a header of one sector and then its payload. What
-//! stands behind the 32 bytes of a header is the text of a mark, and otherwise zeroes; writers of ours may put
+//! All little-endian. Sector 0 is the superblock; entries follow, each a header of one sector and then its payload.
+//! What stands behind the 32 bytes of a header is the text of a mark, and otherwise zeroes; writers of ours may put
 //! [`Details`] into the last 40 bytes of that sector.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -284,8 +284,8 @@ impl Details {
     }
 }
 
-/// The checksum that leads through a log with details: each entry's covers all before it, so that an entry left over from
-/// an earlier log does not pass for the next one.
+/// The checksum that leads through a log with details: each entry's covers all before it, so that an entry left over
+/// from an earlier log does not pass for the next one.
 #[derive(Clone, Copy, Debug)]
 pub struct Chain(pub u32);
 

@@ -55,8 +55,8 @@ impl std::fmt::Debug for WriteLog {
     }
 }
 
-/// Ranges whose content is not what the log says, perhaps: a request was dropped there, and may land until the next drain,
-/// or failed, and the disk could not be read.
+/// Ranges whose content is not what the log says, perhaps: a request was dropped there, and may land until the next
+/// drain, or failed, and the disk could not be read.
 #[derive(Debug, Default)]
 struct Unsettled {
     ranges: VecDeque<Doubt>,
@@ -351,8 +351,8 @@ impl LogWrites {
         Ok(())
     }
 
-    /// Says how long the disk is, which had `before` bytes: the format knows no sizes, so what is cut off is discarded, and
-    /// a mark says the rest.
+    /// Says how long the disk is, which had `before` bytes: the format knows no sizes, so what is cut off is discarded,
+    /// and a mark says the rest.
     fn log_size(&self, before: u64) {
         let core = &self.log.0;
         let size = self.file.info().size;

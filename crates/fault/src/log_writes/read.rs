@@ -1,7 +1,7 @@
 //! Reading a log, whoever wrote it.
 //!
-//! Bytes of a log are input: lengths are checked before they are used, and what can not be read ends the log with words that
-//! name the entry and its offset, after everything before it was handed out.
+//! Bytes of a log are input: lengths are checked before they are used, and what can not be read ends the log with words
+//! that name the entry and its offset, after everything before it was handed out.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use blkproof_block::{BlockDevice as _, ByteOffset, ByteRange, IoError, Node};
@@ -155,7 +155,8 @@ impl Entry {
 pub enum Writer {
     /// This program, with details: order of submission is known.
     Ours,
-    /// The kernel's dm-log-writes: what completed before a flush was sent stands before that flush, and nothing else does.
+    /// The kernel's dm-log-writes: what completed before a flush was sent stands before that flush, and nothing else
+    /// does.
     Kernel,
     /// QEMU's driver, or ours without details: entries stand in order of completion.
     Completion,
@@ -180,8 +181,8 @@ impl Writer {
             Self::Ours => "completion order, submission known: a flush covers what the log held when it was sent",
             Self::Kernel => "the kernel's order: entries before a flush are those that completed before it was sent",
             Self::Completion | Self::Unknown => {
-                "completion order: a flush is taken to cover all entries before it; states without those that completed \
-                 while it was under way can not be known"
+                "completion order: a flush is taken to cover all entries before it; states without those that \
+                 completed while it was under way can not be known"
             }
         }
     }
@@ -204,11 +205,12 @@ impl Writer {
 /// Which entries of a log to read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Extent {
-    /// Those the superblock counts, and of those behind them the ones whose checksum shows that they belong to this log.
+    /// Those the superblock counts, and of those behind them the ones whose checksum shows that they belong to this
+    /// log.
     #[default]
     Trusted,
-    /// And everything behind them that is complete. A writer that was killed leaves such; so does an older log that stood
-    /// here before and was longer, if its writer did not cut it off (QEMU's does not).
+    /// And everything behind them that is complete. A writer that was killed leaves such; so does an older log that
+    /// stood here before and was longer, if its writer did not cut it off (QEMU's does not).
     All,
     /// Those the superblock counts, and no others.
     Counted,
@@ -263,7 +265,8 @@ impl Log {
     /// Reads to the last entry of `extent`, where a writer goes on, and says what stands behind it.
     ///
     /// # Errors
-    /// If an entry that the superblock counts is not there, or can not be read: whoever goes on behind it would hide that.
+    /// If an entry that the superblock counts is not there, or can not be read: whoever goes on behind it would hide
+    /// that.
     pub async fn resume(&self, extent: Extent) -> Result<(Resume, Rest), LogError> {
         let mut entries = self.entries(extent).verified();
         let mut details = false;
