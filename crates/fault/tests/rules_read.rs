@@ -582,6 +582,12 @@ fn there_are_bounds() {
     let large = " ".repeat(file::FILE_MAX + 1);
     assert!(read("f", &large).unwrap_err().to_string().contains("at most are read"));
 
+    // Nothing but mistakes, as large as a file may be.
+    for piece in ["=\n", "\n", "x\n", "[[rule]]\n", "[a]\n"] {
+        let text = piece.repeat(file::FILE_MAX / piece.len());
+        assert_eq!(read("f", &text).is_ok(), piece == "\n", "{piece:?}");
+    }
+
     let deep = format!("x = {}1{}", "[".repeat(200), "]".repeat(200));
     assert!(read("f", &deep).is_err());
 

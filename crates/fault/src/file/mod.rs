@@ -47,7 +47,7 @@ pub use self::write::{Notes, json, toml, toml_with};
 pub const SCHEMA: &str = include_str!("../../schema/rules-1.json");
 
 /// Bytes of the longest file that is read.
-pub const FILE_MAX: usize = 16 << 20;
+pub const FILE_MAX: usize = 4 << 20;
 /// Rules of a file.
 pub const RULES_MAX: usize = 10_000;
 /// Ranges of a rule.

@@ -1,7 +1,5 @@
 //! Values with the places they stand in: what TOML and JSON become before they are understood.
 
-use std::collections::BTreeMap;
-
 use toml::de::{DeTable, DeValue};
 
 use super::mistake::{Mistake, Place};
@@ -11,6 +9,9 @@ const DEPTH_MAX: usize = 8;
 
 /// So many mistakes of syntax are told.
 const SYNTAX_MAX: usize = 10;
+
+/// Bytes of the longest text in which more than the first mistake of syntax is looked for.
+const RECOVERED_MAX: usize = 256 << 10;
 
 /// A value and where it begins, in bytes of the text; `None` in JSON.
 #[derive(Clone, PartialEq, Debug)]
@@ -81,7 +82,15 @@ impl Tree {
     /// # Errors
     /// Mistakes of syntax.
     pub(super) fn from_toml(text: &str, lines: &Lines<'_>) -> Result<Self, Vec<Mistake>> {
-        let (document, errors) = DeTable::parse_recoverable(text);
+        let (document, errors) = if text.len() <= RECOVERED_MAX {
+            DeTable::parse_recoverable(text)
+        } else {
+            // Every mistake costs memory, and a large file may be made of them.
+            match DeTable::parse(text) {
+                Ok(document) => (document, Vec::new()),
+                Err(error) => (toml::Spanned::new(0..0, DeTable::new()), vec![error]),
+            }
+        };
         if errors.is_empty() {
             return Ok(Self { at: None, value: table(document.get_ref(), 0) });
         }
@@ -155,22 +164,19 @@ fn json(value: &serde_json::Value, depth: usize) -> Value {
     }
 }
 
-/// Where the lines of a text begin.
-pub(super) struct Lines<'a> {
-    text: &'a str,
-    starts: BTreeMap<usize, usize>,
-}
+/// Where the lines of a text are. They are counted when somebody asks: few do, and a text may be nothing but lines.
+pub(super) struct Lines<'a>(&'a str);
 
 impl<'a> Lines<'a> {
-    pub(super) fn new(text: &'a str) -> Self {
-        let ends = text.match_indices('\n').map(|(at, _)| at.saturating_add(1));
-        Self { text, starts: std::iter::once(0).chain(ends).zip(1..).collect() }
+    pub(super) const fn new(text: &'a str) -> Self {
+        Self(text)
     }
 
     /// The line and column of byte `at`.
     pub(super) fn place(&self, at: usize) -> Place {
-        let (start, line) = self.starts.range(..=at).next_back().map_or((0, 1), |(start, line)| (*start, *line));
-        let before = self.text.get(start..at).map_or(0, |before| before.chars().count());
-        Place { line, column: before.saturating_add(1) }
+        let before = self.0.get(..at).unwrap_or(self.0);
+        let line = before.bytes().filter(|byte| *byte == b'\n').count();
+        let column = before.rsplit('\n').next().map_or(0, |begun| begun.chars().count());
+        Place { line: line.saturating_add(1), column: column.saturating_add(1) }
     }
 }
