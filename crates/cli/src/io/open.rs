@@ -325,10 +325,11 @@ fn words(error: &OpenError, spec: &OpenSpec, reply: &mut Reply) -> String {
 
 /// QEMU's words for what is wrong with a blkdebug node: ours begin with them, behind the place, and end with advice.
 fn blkdebug_words(error: &OpenError) -> Option<String> {
-    const WORDS: [&str; 8] = [
+    const WORDS: [&str; 9] = [
         "Invalid parameter '",
         "invalid parameter value: ",
         "There is no option group '",
+        "Duplicate ID '",
         "no group defined",
         "parse error",
         "Missing event name for rule",

@@ -25,6 +25,7 @@ impl Kind for Rc<Faults> {
     fn of(part: Part) -> Option<Self> {
         match part {
             Part::Fault(faults) => Some(faults),
+            Part::Blkdebug(handle) => Some(Rc::clone(&handle.faults)),
             _ => None,
         }
     }

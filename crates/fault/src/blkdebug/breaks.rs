@@ -244,6 +244,22 @@ mod tests {
     }
 
     #[test]
+    fn the_newest_of_a_tag_goes_first() {
+        let (breaks, _) = breaks();
+        let mut stays: Vec<_> = (0..2)
+            .map(|_| {
+                breaks.set(Event::Pwritev, "A");
+                Box::pin(breaks.hit(Event::Pwritev).remove(0).over())
+            })
+            .collect();
+        block_on(async {
+            assert!(breaks.resume("A"));
+            assert!(poll_once(&mut stays[0]).await.is_none());
+            assert!(poll_once(&mut stays[1]).await.is_some());
+        });
+    }
+
+    #[test]
     fn a_wait_ends_with_the_first_request_of_its_tag() {
         let (breaks, _) = breaks();
         breaks.set(Event::Pwritev, "A");
