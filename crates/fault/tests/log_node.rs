@@ -257,6 +257,25 @@ fn an_older_log_that_can_not_be_cut_off_does_not_show_through() {
 }
 
 #[test]
+fn a_dropped_write_to_the_log_does_not_land_on_later_entries() {
+    let log = TestDisk::new(16 << 10).with_capabilities(blkproof_block::Capabilities::empty());
+    let rig = rig_with(TestDisk::new(SIZE), log, 512, false);
+    let mut executor = Executor::new();
+    rig.log.add_rule(Rule::new(Action::HoldBefore).kind(OpKind::Write).nth(1));
+    let node = rig.node.clone();
+    let task = executor.spawn(async move { node.write(0, &[1; 512], WriteFlags::empty()).await });
+    executor.run_until_stalled();
+    executor.cancel(task.id());
+    for at in 1..4 {
+        block_on(rig.node.write(at * 512, &[2; 512], WriteFlags::empty())).unwrap();
+    }
+    for late in rig.log.orphans() {
+        rig.log.land(late.id);
+    }
+    assert_eq!(rig.lines().len(), 4, "the zero sector behind the first entry would hide the others");
+}
+
+#[test]
 fn sizes_are_marked_and_what_is_cut_off_is_discarded() {
     let rig = rig(false);
     block_on(async {
