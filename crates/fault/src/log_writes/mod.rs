@@ -1,6 +1,6 @@
 //! `blklogwrites`: every change of a disk, written down in the format of the kernel's dm-log-writes.
 //!
-//! - [`format`]: what is on the log, byte for byte. [`append`]: how it gets there. [`node`]: the filter. [`driver`]:
+//! - [`mod@format`]: what is on the log, byte for byte. [`append`]: how it gets there. [`node`]: the filter. [`driver`]:
 //!   how users name it.
 //! - [`read`]: a log made by anybody: this node, QEMU's driver of the same name, or the kernel. [`replay`]: the image
 //!   at an entry. [`cut`]: the images that a power cut at an entry may leave.
