@@ -62,8 +62,10 @@ impl Client {
         };
         let mut client = Self { stream: BufReader::new(stream), socket: address.to_string(), events: VecDeque::new() };
         patience(Some(PATIENCE)).map_err(nobody)?;
-        let greeting = client.next()?;
-        if greeting.as_ref().is_none_or(|greeting| greeting.get("QMP").is_none()) {
+        // Another protocol's greeting may have no end of a line to wait for.
+        let first = client.stream.fill_buf().map_err(nobody)?.first().copied();
+        let greeting = if first == Some(b'{') { client.next()? } else { None };
+        if greeting.is_none_or(|greeting| greeting.get("QMP").is_none()) {
             return Err(Failure::Nobody(anyhow!("'{address}' does not greet as a control socket does\n{hint}")));
         }
         client.execute("qmp_capabilities", Map::new())?;

@@ -98,8 +98,8 @@ impl Bench {
         let mut registry = Registry::new();
         blkproof_block::nodes::register(&mut registry);
         registry.add(FaultDriver::new(&self.lab, Rc::new(|_| Err("no files here".to_owned()))));
-        registry.add(DiskDriver::new(Rc::clone(&self.lab)));
-        registry.add(LogWritesDriver::new(Rc::clone(&self.lab)));
+        registry.add(DiskDriver::new(&self.lab));
+        registry.add(LogWritesDriver::new(&self.lab));
         registry.add(StatsDriver::new(&self.lab));
         let context = OpenContext { registry: &registry, flags: OpenFlags::default() };
         context.open_image(graph, None, true).await.unwrap()
