@@ -7,7 +7,7 @@ pub(crate) fn print_error(error: &anyhow::Error) {
 
 /// An error and its causes. Many errors already end in the words of their cause, and some causes begin with the words
 /// of the error above them: neither is said twice.
-fn words(error: &anyhow::Error) -> String {
+pub(crate) fn words(error: &anyhow::Error) -> String {
     let mut words = String::new();
     let mut last = 0;
     for cause in error.chain() {

@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Instant;
 
-use blkproof_verify::{Mismatch, OnMismatch, VerifyDriver};
+use blkproof_block::ByteRange;
+use blkproof_fault::lab::Lab;
+use blkproof_fault::notice::What;
+use blkproof_verify::{Difference, Mismatch, OnMismatch, VerifyDriver};
 
 /// Counts the mismatches of one run; every mirror of the run reports here.
 #[derive(Clone, Default)]
@@ -13,6 +16,7 @@ pub(crate) struct Mismatches {
     seen: Rc<Cell<u64>>,
     as_qemu: bool,
     before_exit: Option<Rc<dyn Fn()>>,
+    lab: Option<Rc<Lab>>,
 }
 
 impl Mismatches {
@@ -31,6 +35,12 @@ impl Mismatches {
         self
     }
 
+    /// Tells `lab`'s listeners too.
+    pub(crate) fn telling(mut self, lab: &Rc<Lab>) -> Self {
+        self.lab = Some(Rc::clone(lab));
+        self
+    }
+
     /// Runs `last` before a mirror ends the program.
     pub(crate) fn before_exit(mut self, last: impl Fn() + 'static) -> Self {
         self.before_exit = Some(Rc::new(last));
@@ -42,6 +52,15 @@ impl Mismatches {
             eprintln!("{}", mismatch.headline());
         } else {
             eprintln!("{mismatch}");
+        }
+        if let Some(lab) = self.lab.as_ref().filter(|lab| lab.notices().wanted()) {
+            let range = ByteRange::at(mismatch.request.at, mismatch.request.len);
+            let range = match &mismatch.difference {
+                Difference::Content { ranges, .. } => ranges.first().copied().unwrap_or(range),
+                _ => range,
+            };
+            let words = Rc::from(mismatch.headline().to_string());
+            lab.notices().tell(&Rc::from("blkverify"), What::Mismatch { words, range });
         }
         self.seen.set(self.seen.get().saturating_add(1));
         if mismatch.on_mismatch == OnMismatch::Exit {

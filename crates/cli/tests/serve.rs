@@ -68,7 +68,7 @@ fn names_and_graphs_must_match() {
         (&["-x", "a", "-x", "b", "a.raw"], "1 graphs and 2 export names"),
         (&["-x", "a", "-x", "a", "a.raw", "b.raw"], "two exports named 'a'"),
         (&["--description", "x", "--description", "y", "a.raw"], "1 graphs and 2 descriptions"),
-        (&["a.raw", "nix.raw"], "could not open 'nix.raw': No such file or directory"),
+        (&["-x", "a", "-x", "b", "a.raw", "nix.raw"], "could not open 'nix.raw': No such file or directory"),
         (&["--on-mismatch", "bogus", "a.raw"], "'bogus' is not report, fail, exit or repair-view"),
     ] {
         let outcome = blkproof(dir, &[&["serve", "--unix", "x.sock", "-f", "raw"][..], args].concat());

@@ -28,7 +28,8 @@ fn nothing_waits_at_a_node_that_is_about_to_go() {
         let b = bench(rules);
         b.faults.stop();
         let mut bufs = [[0; SECTOR as usize]; 5];
-        let mut reads: Vec<_> = bufs.iter_mut().zip(0..).map(|(buf, at)| Box::pin(b.node.read(at * SECTOR, buf))).collect();
+        let mut reads: Vec<_> =
+            bufs.iter_mut().zip(0..).map(|(buf, at)| Box::pin(b.node.read(at * SECTOR, buf))).collect();
         for read in &mut reads {
             assert!(poll_once(read).await.is_none(), "stopped");
         }

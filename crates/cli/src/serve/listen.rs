@@ -3,16 +3,32 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
+use listenfd::ListenFd;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 /// Where to listen.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Address {
     Unix(PathBuf),
     Tcp(String),
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    /// `unix:PATH`, `ADDR:PORT`, `PORT`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            None if text.is_empty() => Err("an empty address; write PORT, ADDR:PORT or unix:PATH".to_owned()),
+            None => Ok(Self::tcp(text)),
+            Some("") => Err("an empty path; write unix:PATH".to_owned()),
+            Some(path) => Ok(Self::Unix(PathBuf::from(path))),
+        }
+    }
 }
 
 impl Address {
@@ -32,9 +48,9 @@ pub(super) trait Stream: AsyncRead + AsyncWrite {}
 
 impl<S: AsyncRead + AsyncWrite> Stream for S {}
 
-/// A listening socket. A Unix socket's file goes when this is dropped.
+/// A listening socket. A Unix socket's file goes when this is dropped, if it was made here.
 pub(super) enum Listener {
-    Unix(UnixListener, PathBuf),
+    Unix { listener: UnixListener, path: PathBuf, own: bool },
     Tcp(TcpListener),
 }
 
@@ -50,9 +66,29 @@ impl Listener {
                 remove_stale(path).await?;
                 let listener =
                     UnixListener::bind(path).with_context(|| format!("could not listen on '{}'", path.display()))?;
-                Ok(Self::Unix(listener, path.clone()))
+                Ok(Self::Unix { listener, path: path.clone(), own: true })
             }
         }
+    }
+
+    /// The sockets that whoever started this process listens on for it (systemd's `LISTEN_FDS`); none, if it does not.
+    pub(super) fn inherited() -> anyhow::Result<Vec<Self>> {
+        let mut given = ListenFd::from_env();
+        let mut listeners = Vec::with_capacity(given.len());
+        for index in 0..given.len() {
+            let number = FIRST_INHERITED.saturating_add(index);
+            if let Ok(Some(listener)) = given.take_tcp_listener(index) {
+                listener.set_nonblocking(true)?;
+                listeners.push(Self::Tcp(TcpListener::from_std(listener)?));
+            } else if let Ok(Some(listener)) = given.take_unix_listener(index) {
+                listener.set_nonblocking(true)?;
+                let path = listener.local_addr()?.as_pathname().map(Path::to_owned).unwrap_or_default();
+                listeners.push(Self::Unix { listener: UnixListener::from_std(listener)?, path, own: false });
+            } else {
+                bail!("file descriptor {number}, which LISTEN_FDS counts, is no stream socket");
+            }
+        }
+        Ok(listeners)
     }
 
     /// The next client, with a name for it.
@@ -64,7 +100,7 @@ impl Listener {
                 stream.set_nodelay(true)?;
                 Ok((Box::pin(stream), peer.to_string()))
             }
-            Self::Unix(listener, _) => {
+            Self::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
                 let peer = match stream.peer_cred().ok().and_then(|credentials| credentials.pid()) {
                     Some(pid) => format!("process {pid}"),
@@ -84,7 +120,7 @@ impl Listener {
                 Ok(address) => format!("{scheme}://{address}/{export}"),
                 Err(_) => format!("{scheme}:///{export}"),
             },
-            Self::Unix(_, path) => {
+            Self::Unix { path, .. } => {
                 format!("{scheme}+unix:///{export}?socket={}", Escaped(&path.to_string_lossy()))
             }
         }
@@ -93,11 +129,20 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
+        if let Self::Unix { path, own: true, .. } = self {
             let _ = std::fs::remove_file(path);
         }
     }
 }
+
+/// The next client of any of them, or why one of them failed.
+pub(super) async fn accept(listeners: &[Listener]) -> std::io::Result<(Pin<Box<dyn Stream>>, String)> {
+    let each = listeners.iter().map(|listener| Box::pin(listener.accept()));
+    futures_util::future::select_all(each).await.0
+}
+
+/// The first file descriptor that is inherited.
+const FIRST_INHERITED: usize = 3;
 
 /// Removes a socket that nobody listens on any more; refuses anything else that stands in the way.
 async fn remove_stale(path: &Path) -> anyhow::Result<()> {

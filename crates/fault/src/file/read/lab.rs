@@ -138,7 +138,7 @@ impl<'a> Reader<'a> {
         let before = (self.mistakes.len(), self.more);
         self.lba_size = RuleSet::default().lba_size;
         let (rules, trees) = self.rules_of(found);
-        if (self.mistakes.len(), self.more) == before {
+        if (self.mistakes.len(), self.more) == before && !trees.is_empty() {
             self.make_sense(&rules, &trees, tree);
         }
         rules

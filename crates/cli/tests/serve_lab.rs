@@ -1,0 +1,306 @@
+//! `blkproof serve --config`: many exports from a file, and the file read again while clients are there.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use common::{Outcome, Served, blkproof, run, shell};
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use tempfile::{TempDir, tempdir};
+
+/// Images of 1 MiB: a.raw, b.raw, c.raw, each filled with its letter.
+fn images() -> TempDir {
+    let dir = tempdir().unwrap();
+    for letter in ["a", "b", "c"] {
+        std::fs::write(dir.path().join(format!("{letter}.raw")), letter.repeat(1 << 20)).unwrap();
+    }
+    dir
+}
+
+fn export(name: &str, more: &str) -> String {
+    format!("[[export]]\nname = \"{name}\"\ngraph = \"{name}.raw\"\nformat = \"raw\"\n{more}\n")
+}
+
+fn write(dir: &Path, exports: &[String]) {
+    std::fs::write(dir.join("lab.toml"), format!("control = \"c.sock\"\nseed = 7\n{}", exports.concat())).unwrap();
+}
+
+fn uri(served: &Served, name: &str) -> String {
+    format!("nbd+unix:///{name}?socket={}", served.socket.display())
+}
+
+const BAD: &str = "[[export.rule]]\nid = \"bad\"\non = { op = \"read\", lba = 5 }\ndo = \"fail\"\n";
+
+/// A control client that has asked for events.
+struct Control {
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+}
+
+impl Control {
+    fn connect(dir: &Path) -> Self {
+        let mut child = Command::new("socat")
+            .args(["-", "UNIX-CONNECT:c.sock"])
+            .current_dir(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (to, from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut this = Self { child, to, from };
+        this.next();
+        this.to.write_all(b"{\"execute\": \"qmp_capabilities\"}\n").unwrap();
+        assert!(this.next().get("return").is_some());
+        this
+    }
+
+    fn next(&mut self) -> serde_json::Value {
+        let mut line = String::new();
+        self.from.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// The next event of that name.
+    fn event(&mut self, name: &str) -> serde_json::Value {
+        loop {
+            let message = self.next();
+            if message["event"] == name {
+                return message["data"].clone();
+            }
+        }
+    }
+
+    /// Reads the file again, and what came of it.
+    fn reload(&mut self, served: &Served) -> serde_json::Value {
+        Command::new("kill").args(["-HUP", &served.pid().to_string()]).status().unwrap();
+        self.event("RELOADED")
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A client that stays: libnbd, told what to do line by line.
+struct Client {
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+}
+
+impl Client {
+    fn connect(uri: &str) -> Self {
+        let script = "
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+print('ready', flush=True)
+for line in sys.stdin:
+    try:
+        print(eval(line), flush=True)
+    except nbd.Error as e:
+        print(e.errno, flush=True)";
+        let mut child = Command::new("/usr/bin/python3")
+            .args(["-c", script, uri])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (to, from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut this = Self { child, to, from };
+        assert_eq!(this.line(), "ready");
+        this
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.from.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn says(&mut self, script: &str) -> String {
+        writeln!(self.to, "{script}").unwrap();
+        self.line()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn many_exports_each_with_its_own() {
+    let dir = images();
+    let dir = dir.path();
+    write(
+        dir,
+        &[
+            export("a", "disk = \"liar:profile=torn\"\nstats = true\ndescription = \"first\""),
+            export("b", &format!("read-only = true\nlba-size = 4096\n{BAD}")),
+        ],
+    );
+    let mut served = Served::start(dir, 2, &["-v", "--config", "lab.toml"]);
+    assert_eq!(served.uris, [uri(&served, "a"), uri(&served, "b")]);
+    let mut a = Client::connect(&uri(&served, "a"));
+    let mut b = Client::connect(&uri(&served, "b"));
+    assert_eq!(a.says("h.pread(2, 5 * 4096)"), "bytearray(b'aa')");
+    assert_eq!(b.says("h.pread(2, 5 * 512)"), "bytearray(b'bb')");
+    assert_eq!(b.says("h.pread(2, 5 * 4096)"), "EIO");
+    assert_eq!(b.says("(h.is_read_only(), h.get_size())"), "(True, 1048576)");
+    let nodes = blkproof(dir, &["ctl", "c.sock", "query-nodes", "--format", "json"]).exited(0).stdout;
+    let nodes: serde_json::Value = serde_json::from_str(&nodes).unwrap();
+    let names: Vec<&str> = nodes.as_array().unwrap().iter().map(|node| node["node"].as_str().unwrap()).collect();
+    assert_eq!(names, ["a.disk", "a.fault", "a.stats", "b.fault"]);
+    let said = served.stop().exited(0).stderr;
+    assert!(said.contains("export 'a': a.stats > a.fault (0 rules) > a.disk (liar, profile torn, seed 7) > a.raw\n"));
+    assert!(said.contains("export 'b': b.fault (1 rule) > b.raw\n"), "{said}");
+}
+
+/// Unchanged exports keep their clients, also when their rules are replaced; what is gone tells its clients to leave; what
+/// has changed is opened anew.
+#[test]
+fn a_file_that_is_read_again() {
+    let dir = images();
+    let dir = dir.path();
+    write(dir, &[export("a", ""), export("b", "")]);
+    let mut served = Served::start(dir, 2, &["--config", "lab.toml"]);
+    let mut control = Control::connect(dir);
+    let mut a = Client::connect(&uri(&served, "a"));
+    let connected = control.event("CLIENT_CONNECTED");
+    assert_eq!(connected["export"], "a");
+    let mut b = Client::connect(&uri(&served, "b"));
+    assert_eq!(b.says("h.pread(2, 0)"), "bytearray(b'bb')");
+    assert_eq!(control.reload(&served)["words"], "nothing has changed");
+
+    write(dir, &[export("a", BAD), export("c", "")]);
+    let told = control.reload(&served);
+    assert_eq!(told["words"], "added: 'c'; removed: 'b'; given new rules: 'a'", "{told}");
+    assert_eq!(a.says("h.pread(2, 5 * 512)"), "EIO", "the new rule, on the old connection");
+    assert_eq!(a.says("h.pread(2, 0)"), "bytearray(b'aa')");
+    assert!(["ESHUTDOWN", "None", "ENOTCONN"].contains(&b.says("h.pread(2, 0)").as_str()));
+    assert_eq!(b.says("h.aio_is_ready()"), "False");
+    let mut c = Client::connect(&uri(&served, "c"));
+    assert_eq!(c.says("h.pread(2, 0)"), "bytearray(b'cc')");
+    // Its image is free again.
+    run(dir, "qemu-io", &["-f", "raw", "-c", "write -P 66 0 512", "b.raw"]).exited(0);
+
+    write(dir, &[export("a", ""), export("c", "disk = \"honest\"")]);
+    let told = control.reload(&served);
+    assert_eq!(told["words"], "opened anew: 'c'; given new rules: 'a'", "{told}");
+    assert_eq!(a.says("h.pread(2, 5 * 512)"), "bytearray(b'aa')");
+    assert_eq!(c.says("h.aio_is_ready() and h.pread(2, 0)").contains("cc"), false);
+    let mut c = Client::connect(&uri(&served, "c"));
+    assert_eq!(c.says("h.pwrite(b'xy', 0)"), "None");
+    // A disk that came with a reload loses its power as any other.
+    let cut = blkproof(dir, &["ctl", "c.sock", "power-cut", "state=all-old"]).exited(0);
+    assert_eq!(control.event("POWER_CUT")["node"], "c.disk", "{cut:?}");
+    assert_ne!(c.says("h.flush()"), "None");
+    let mut c = Client::connect(&uri(&served, "c"));
+    assert_eq!(c.says("h.pread(2, 0)"), "bytearray(b'cc')");
+    let said = served.stop().exited(0).stderr;
+    assert_eq!(said.lines().filter(|line| line.starts_with("reloaded: ")).count(), 3, "{said}");
+    assert!(!said.contains("warning"), "{said}");
+}
+
+#[test]
+fn a_bad_file_changes_nothing_and_says_why() {
+    let dir = images();
+    let dir = dir.path();
+    let good = [export("a", BAD), export("b", "")];
+    write(dir, &good);
+    let mut served = Served::start(dir, 2, &["--config", "lab.toml"]);
+    let mut control = Control::connect(dir);
+    let mut a = Client::connect(&uri(&served, "a"));
+    let cases = [
+        (vec![export("a", "disk = \"lair\"")], "lab.toml:7:8: export.disk: "),
+        (vec![export("a", &BAD.replace("lba", "lbas"))], "rule 'bad': on.lbas: no such field; did you mean 'lba'?"),
+        (
+            vec![export("a", "rules = \"none.toml\"")],
+            "lab.toml:7:9: export.rules: could not read the rules in 'none.toml'",
+        ),
+        (vec![export("b", ""), export("nix", "")], "could not open 'nix.raw': No such file"),
+        (vec![export("a", ""), export("a", "")], "there is an export of that name already"),
+        (vec!["[[export]".to_owned()], "no TOML"),
+    ];
+    let count = cases.len();
+    for (exports, says) in cases {
+        write(dir, &exports);
+        let told = control.reload(&served);
+        assert!(told["error"].as_str().unwrap().contains(says), "{told}");
+        assert_eq!(told["words"], "");
+        assert_eq!(a.says("h.pread(2, 5 * 512)"), "EIO");
+        assert_eq!(run(dir, "nbdinfo", &["--size", &uri(&served, "b")]).exited(0).stdout, "1048576\n");
+    }
+    std::fs::remove_file(dir.join("lab.toml")).unwrap();
+    assert!(control.reload(&served)["error"].as_str().unwrap().starts_with("could not read 'lab.toml'"));
+    // A changed export that does not open comes back as it was, without its clients.
+    write(dir, &[good[0].replace("a.raw", "nix.raw"), good[1].clone()]);
+    let told = control.reload(&served);
+    assert!(told["error"].as_str().unwrap().contains("'a' is as it was"), "{told}");
+    let mut again = Client::connect(&uri(&served, "a"));
+    assert_eq!(again.says("h.pread(2, 5 * 512)"), "EIO");
+    write(dir, &good);
+    assert_eq!(control.reload(&served)["words"], "nothing has changed");
+    let said = served.stop().exited(0).stderr;
+    assert_eq!(said.lines().filter(|line| line.starts_with("error: ")).count(), count + 2, "{said}");
+    // The same at the start.
+    write(dir, &[export("a", "disk = \"lair\"")]);
+    let refused: Outcome = blkproof(dir, &["serve", "--unix", "x.sock", "--config", "lab.toml"]).exited(1);
+    assert!(refused.stderr.starts_with("error: lab.toml:7:8: export.disk: "), "{}", refused.stderr);
+}
+
+/// What hangs or is held at an export that goes does not keep it.
+#[test]
+fn an_export_goes_although_requests_wait() {
+    let dir = images();
+    let dir = dir.path();
+    let rules = "[[export.rule]]\non = { op = \"read\", lba = 5 }\ndo = \"hang\"\n\
+                 [[export.rule]]\non = { op = \"write\", lba = 6 }\ndo = { hold = \"t\" }\n";
+    write(dir, &[export("a", rules), export("b", "")]);
+    let mut served = Served::start(dir, 2, &["--config", "lab.toml"]);
+    let mut control = Control::connect(dir);
+    let mut a = Client::connect(&uri(&served, "a"));
+    assert_eq!(a.says("h.aio_pread(nbd.Buffer(512), 5 * 512) and h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b'w' * 512)), 6 * 512) > 0"), "True");
+    assert_eq!(a.says("h.pread(2, 0)"), "bytearray(b'aa')", "both have arrived");
+    assert_eq!(control.event("SUSPENDED")["tag"], "t");
+    write(dir, &[export("b", "")]);
+    assert_eq!(control.reload(&served)["words"], "removed: 'a'");
+    let served_b = served.stop().exited(0);
+    assert!(!served_b.stderr.contains("leaving it behind"), "{}", served_b.stderr);
+    assert_eq!(&std::fs::read(dir.join("a.raw")).unwrap()[6 * 512..][..2], b"ww", "what was held is done");
+}
+
+#[test]
+fn a_hundred_exports_come_and_go() {
+    let dir = images();
+    let dir = dir.path();
+    let list = |names: std::ops::Range<u32>| {
+        let mut text = String::new();
+        for number in names {
+            shell(dir, &format!("truncate -s 64k {number}.raw")).exited(0);
+            write!(text, "{}", export(&number.to_string(), "disk = \"honest\"\nstats = true\n")).unwrap();
+        }
+        vec![text]
+    };
+    write(dir, &list(0..50));
+    let mut served = Served::start(dir, 50, &["--config", "lab.toml"]);
+    let mut control = Control::connect(dir);
+    write(dir, &list(25..100));
+    let told = control.reload(&served);
+    assert!(told["error"].is_null(), "{told}");
+    let listed = run(dir, "nbdinfo", &["--list", "--json", &uri(&served, "")]).exited(0).stdout;
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let names: Vec<&str> =
+        listed["exports"].as_array().unwrap().iter().map(|export| export["export-name"].as_str().unwrap()).collect();
+    assert_eq!(names, (25..100).map(|number| number.to_string()).collect::<Vec<_>>());
+    served.stop().exited(0);
+}
