@@ -209,7 +209,7 @@ const MAP_FIRST: [&str; 4] = ["l1_update", "l2_update", "refblock_update_part", 
 /// Zeroes that have to be durable carry FUA here; QEMU's raw sends a flush behind them, which fails.
 const ZEROES_BY_FLUSH: [&str; 2] = ["flush_to_os", "flush_to_disk"];
 
-/// The same for every write to a VDI image.
+/// The same for every write to an allocated block of a VDI image.
 const WRITES_BY_FLUSH: [&str; 3] = ["flush_to_os", "flush_to_disk", "pwritev_done"];
 
 #[test]
@@ -243,7 +243,7 @@ fn every_event_copying_on_write() {
 #[test]
 fn every_event_over_vdi() {
     sweep("full.vdi", &COMMON, "off", "write 0 4k;read 0 4k;flush", &WRITES_BY_FLUSH);
-    sweep("a.vdi", &COMMON, "off", "write 0 1M;read 0 4k", &WRITES_BY_FLUSH[..1]);
+    sweep("a.vdi", &COMMON, "off", "write 0 1M;read 0 4k", &[]);
 }
 
 /// The harness has teeth: what differs in any one respect is seen to differ.

@@ -60,7 +60,7 @@ impl Breaks {
 
     /// Parks the caller under the tag of every breakpoint on `event`, the newest first; they are used up. The caller goes
     /// on when all of what this returns is over.
-    pub(super) fn hit(self: &Rc<Self>, event: Event) -> Vec<Stay> {
+    fn hit(self: &Rc<Self>, event: Event) -> Vec<Stay> {
         let mut tags = Vec::new();
         self.pending.borrow_mut().retain(|(other, tag)| {
             if *other == event {
@@ -69,6 +69,13 @@ impl Breaks {
             *other != event
         });
         tags.into_iter().rev().map(|tag| self.park(tag)).collect()
+    }
+
+    /// Stops the caller at `event`, if there is a breakpoint on it, until each of them was resumed.
+    pub async fn stop(self: &Rc<Self>, event: Event) {
+        for stay in self.hit(event) {
+            stay.over().await;
+        }
     }
 
     fn park(self: &Rc<Self>, tag: Rc<str>) -> Stay {
@@ -160,7 +167,7 @@ impl Breakpoints for Breaks {
 }
 
 /// A parked request. Dropped, it is no longer parked.
-pub(super) struct Stay {
+struct Stay {
     breaks: Rc<Breaks>,
     id: u64,
     resumed: oneshot::Receiver<()>,
@@ -168,7 +175,7 @@ pub(super) struct Stay {
 
 impl Stay {
     /// Completes when the request is resumed.
-    pub(super) async fn over(mut self) {
+    async fn over(mut self) {
         // The sender goes only with the node.
         let _ = (&mut self.resumed).await;
     }

@@ -80,9 +80,7 @@ impl Blkdebug {
             // Rules that can pause or cut are not blkdebug's; they were added at run time.
             faults.follow(on).await;
         }
-        for stay in breaks.hit(event) {
-            stay.over().await;
-        }
+        breaks.stop(event).await;
     }
 
     async fn raise_own(&self, event: Event) {

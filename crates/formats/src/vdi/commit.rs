@@ -74,6 +74,15 @@ impl<D: BlockDevice> Vdi<D> {
     ///
     /// `exact` also lowers `blocks_allocated` to what is in use, once the entries are durable.
     pub(super) async fn commit(&self, exact: bool) -> Result<()> {
+        self.commit_for(exact, false).await
+    }
+
+    /// A commit that the guest asked for, which is announced as a flush.
+    pub(super) async fn make_durable(&self) -> Result<()> {
+        self.commit_for(false, true).await
+    }
+
+    async fn commit_for(&self, exact: bool, guest: bool) -> Result<()> {
         let commits = &self.commits;
         let sent = commits.begun.get();
         let _turn = commits.lock.lock().await;
@@ -100,14 +109,16 @@ impl<D: BlockDevice> Vdi<D> {
             self.write_header(&self.layout.get(), count).await?;
         }
         let mark = self.unflushed.mark();
-        if sectors.is_empty() {
+        if sectors.is_empty() && guest {
             self.announce_flush(mark).await;
         }
         self.file.flush().await?;
         commits.header_unsure.set(false);
         if !sectors.is_empty() {
             self.write_map(&sectors).await?;
-            self.announce_flush(mark).await;
+            if guest {
+                self.announce_flush(mark).await;
+            }
             self.file.flush().await?;
         }
         self.unflushed.flushed(mark);
@@ -125,10 +136,11 @@ impl<D: BlockDevice> Vdi<D> {
         Ok(())
     }
 
-    /// Announces the flush that makes a commit durable, if it covers anything of the guest's.
+    /// Announces the flush that makes a commit durable. Before the commit's last flush and not at its beginning: what is
+    /// armed is about that flush.
     async fn announce_flush(&self, mark: Option<Mark>) {
+        self.file.event(Event::FlushToOs).await;
         if mark.is_some() {
-            self.file.event(Event::FlushToOs).await;
             self.file.event(Event::FlushToDisk).await;
         }
     }

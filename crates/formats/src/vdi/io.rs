@@ -195,7 +195,7 @@ impl<D: BlockDevice> Vdi<D> {
             here = here.saturating_add(written);
             rest = rest.get(usize::try_from(written).unwrap_or(usize::MAX)..).unwrap_or_default();
         }
-        if needs_commit { self.commit(false).await } else { Ok(()) }
+        if needs_commit { self.make_durable().await } else { Ok(()) }
     }
 
     /// Whether the disk durably holds all it takes to find a guest range: every entry, and a header that counts them.
@@ -350,7 +350,7 @@ impl<D: BlockDevice> Vdi<D> {
             }
             done = done.saturating_add(piece.len);
         }
-        if needs_commit { self.commit(false).await } else { Ok(()) }
+        if needs_commit { self.make_durable().await } else { Ok(()) }
     }
 
     pub(super) async fn discard_range(&self, at: u64, len: u64) -> Result<()> {

@@ -249,10 +249,7 @@ impl<D: BlockDevice> BlockDevice for Vdi<D> {
         if self.read_only {
             return Ok(());
         }
-        if self.unflushed.mark().is_none() {
-            self.file.event(Event::FlushToOs).await; // else the commit says so, before what makes it durable
-        }
-        self.commit(false).await
+        self.make_durable().await
     }
 
     async fn block_status(&self, at: u64, len: u64) -> Result<BlockStatus> {

@@ -4,13 +4,14 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use blkproof_block::{Breakpoints, Errno, Event};
+use blkproof_block::{Breakpoints, Errno, Event, LocalBoxFuture};
 
 use super::{Command, Outcome, arguments};
 use crate::io::reply::Reply;
 use crate::io::shell::Shell;
 
-/// How long a request is waited for that was to be suspended. QEMU waits for ever.
+/// How long a request is waited for that was to be suspended, and how long a command waits for one that is. QEMU waits for
+/// ever.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) const BREAK: Command = Command {
@@ -81,6 +82,29 @@ fn breakpoints(shell: &Shell) -> Result<Rc<dyn Breakpoints>, Errno> {
     shell.disk.as_ref().and_then(|disk| disk.breakpoints()).ok_or(Errno::NOTSUP)
 }
 
+/// Lets suspended requests go on when a command has waited for them too long, which nobody could end otherwise; never
+/// completes. `sleep` and `wait_break` do not wait for requests to be done.
+pub(super) fn watch(shell: &Shell, command: &str) -> LocalBoxFuture<'static, Outcome> {
+    let waits = !matches!(command, "sleep" | "wait_break");
+    let Some(breakpoints) = breakpoints(shell).ok().filter(|_| waits) else { return Box::pin(std::future::pending()) };
+    let console = Rc::clone(&shell.console);
+    let say = move |text: &str| console.error_line(&console.message(text));
+    Box::pin(release_stuck(breakpoints, || tokio::time::sleep(PATIENCE), say))
+}
+
+async fn release_stuck(breakpoints: Rc<dyn Breakpoints>, patience: impl AsyncFn(), say: impl Fn(&str)) -> Outcome {
+    loop {
+        patience().await;
+        let parked: Vec<String> = breakpoints.suspended().iter().map(|(tag, _)| format!("'{tag}'")).collect();
+        if !parked.is_empty() {
+            let seconds = PATIENCE.as_secs();
+            let tags = parked.join(", ");
+            say(&format!("requests have been suspended for {seconds} seconds, and go on now: {tags}"));
+            breakpoints.release_all();
+        }
+    }
+}
+
 fn tag(words: &[String]) -> &str {
     arguments(words).last().map_or("", String::as_str)
 }
@@ -142,5 +166,38 @@ fn finish(what: &str, done: Result<(), Errno>, reply: &mut Reply) -> Outcome {
             reply.out(&format!("Could not {what}: {errno}"));
             Outcome::Failed
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use blkproof_fault::blkdebug::breaks::Breaks;
+    use blkproof_fault::clock::Stopped;
+    use blkproof_fault::notice::Notices;
+
+    use super::*;
+
+    /// A command whose own request is suspended would never end.
+    #[test]
+    fn what_a_command_waits_for_goes_on_at_last() {
+        let said: Rc<RefCell<Vec<String>>> = Rc::default();
+        let breaks = Breaks::new(Rc::from("n"), Notices::new(Rc::new(Stopped)), Rc::new(|_| {}));
+        breaks.set(Event::Pwritev, "A");
+        let write = async {
+            breaks.stop(Event::Pwritev).await;
+            Outcome::Done
+        };
+        let watch = release_stuck(
+            Rc::clone(&breaks) as Rc<dyn Breakpoints>,
+            async || {
+                futures_lite::future::yield_now().await;
+            },
+            |text| said.borrow_mut().push(text.to_owned()),
+        );
+        let outcome = futures_lite::future::block_on(futures_lite::future::or(write, watch));
+        assert_eq!(outcome, Outcome::Done);
+        assert_eq!(*said.borrow(), ["requests have been suspended for 30 seconds, and go on now: 'A'"]);
     }
 }

@@ -171,7 +171,8 @@ async fn run(shell: &mut Shell, command: &'static Command, words: &[String], rep
         reply.complain("Block node is read-only");
         return Outcome::Failed;
     }
-    let outcome = (command.run)(shell, words, reply).await;
+    let stuck = breakpoints::watch(shell, command.name);
+    let outcome = futures_lite::future::or((command.run)(shell, words, reply), stuck).await;
     if outcome == Outcome::Usage {
         reply.out(&command.usage(command.name));
         return Outcome::Failed;

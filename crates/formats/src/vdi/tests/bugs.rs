@@ -405,6 +405,7 @@ fn every_step_is_announced() {
         "vdi_block_write",
         "vdi_header_update",
         "vdi_bmap_update",
+        "flush_to_os",
         // The size, the entry behind it, its block, the count, and the length of the map.
         "vdi_header_update",
         "vdi_bmap_update",
