@@ -197,7 +197,7 @@ fn a_file_that_is_read_again() {
     let told = control.reload(&served);
     assert_eq!(told["words"], "opened anew: 'c'; given new rules: 'a'", "{told}");
     assert_eq!(a.says("h.pread(2, 5 * 512)"), "bytearray(b'aa')");
-    assert_eq!(c.says("h.aio_is_ready() and h.pread(2, 0)").contains("cc"), false);
+    assert!(!c.says("h.aio_is_ready() and h.pread(2, 0)").contains("cc"));
     let mut c = Client::connect(&uri(&served, "c"));
     assert_eq!(c.says("h.pwrite(b'xy', 0)"), "None");
     // A disk that came with a reload loses its power as any other.
@@ -256,6 +256,57 @@ fn a_bad_file_changes_nothing_and_says_why() {
     write(dir, &[export("a", "disk = \"lair\"")]);
     let refused: Outcome = blkproof(dir, &["serve", "--unix", "x.sock", "--config", "lab.toml"]).exited(1);
     assert!(refused.stderr.starts_with("error: lab.toml:7:8: export.disk: "), "{}", refused.stderr);
+}
+
+/// A graph that brings its own rules has no second node for them, until the file has rules too.
+#[test]
+fn rules_come_to_a_graph_that_has_its_own() {
+    let dir = images();
+    let dir = dir.path();
+    let own = |more: &str| {
+        let graph = "driver=fault,node-name=own,file.driver=raw,file.file.filename=a.raw";
+        format!("[[export]]\nname = \"a\"\nimage-opts = true\ngraph = \"{graph}\"\n{more}\n")
+    };
+    let nodes = |want: &[&str]| {
+        let nodes = blkproof(dir, &["ctl", "c.sock", "query-nodes", "--format", "json"]).exited(0).stdout;
+        let nodes: serde_json::Value = serde_json::from_str(&nodes).unwrap();
+        let names: Vec<&str> = nodes.as_array().unwrap().iter().map(|node| node["node"].as_str().unwrap()).collect();
+        assert_eq!(names, want);
+    };
+    write(dir, &[own("")]);
+    let mut served = Served::start(dir, 1, &["--config", "lab.toml"]);
+    let mut control = Control::connect(dir);
+    nodes(&["own"]);
+    write(dir, &[own(BAD)]);
+    assert_eq!(control.reload(&served)["words"], "opened anew: 'a'");
+    nodes(&["a.fault", "own"]);
+    assert_eq!(Client::connect(&uri(&served, "a")).says("h.pread(2, 5 * 512)"), "EIO");
+    write(dir, &[own(&BAD.replace("lba = 5", "lba = 6"))]);
+    assert_eq!(control.reload(&served)["words"], "given new rules: 'a'");
+    served.stop().exited(0);
+}
+
+/// A mirror's findings are events too.
+#[test]
+fn a_mismatch_is_told_to_control_clients() {
+    let dir = images();
+    let dir = dir.path();
+    std::fs::copy(dir.join("a.raw"), dir.join("reference.raw")).unwrap();
+    shell(dir, "printf X | dd of=a.raw bs=1 seek=5000 conv=notrunc status=none").exited(0);
+    let graph = "json:{\"driver\": \"blkverify\", \"raw\": {\"driver\": \"file\", \"filename\": \"reference.raw\"}, \
+                 \"test\": {\"driver\": \"raw\", \"file\": {\"driver\": \"file\", \"filename\": \"a.raw\"}}}";
+    std::fs::write(
+        dir.join("lab.toml"),
+        format!("control = \"c.sock\"\n[[export]]\nname = \"m\"\ngraph = '{graph}'\ndisk = \"honest\"\n"),
+    )
+    .unwrap();
+    let mut served = Served::start(dir, 1, &["--config", "lab.toml"]);
+    let mut control = Control::connect(dir);
+    run(dir, "qemu-io", &["-f", "raw", "-c", "read 4096 4096", &uri(&served, "m")]);
+    let told = control.event("MISMATCH");
+    assert_eq!((&told["offset"], &told["bytes"]), (&4608.into(), &512.into()), "{told}");
+    assert!(told["words"].as_str().unwrap().contains("contents mismatch at offset 5000"), "{told}");
+    served.stop().exited(1);
 }
 
 /// What hangs or is held at an export that goes does not keep it.

@@ -77,14 +77,20 @@ struct ExplainArgs {
 ///
 /// Example: `blkproof rules schema > rules-1.json`
 #[derive(clap::Args)]
-struct SchemaArgs {}
+struct SchemaArgs {
+    /// Of lab files instead: what `serve --config` reads. It refers to the schema of rules
+    #[arg(long)]
+    lab: bool,
+}
 
 pub(crate) fn run(args: &Args) -> ExitCode {
     let done = match &args.command {
         Command::Check(args) => check(args),
         Command::Explain(args) => explain(args),
         Command::Convert(args) => convert::run(args),
-        Command::Schema(_) => print(file::SCHEMA).map(|()| ExitCode::SUCCESS),
+        Command::Schema(args) => {
+            print(if args.lab { file::lab::SCHEMA } else { file::SCHEMA }).map(|()| ExitCode::SUCCESS)
+        }
     };
     done.unwrap_or_else(|error| {
         print_error(&error);

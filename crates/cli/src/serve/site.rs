@@ -38,6 +38,12 @@ impl Live {
         Ok(Self { plan: plan.clone(), export, node, parts, cuts: Cell::new(0) })
     }
 
+    /// Whether it has a node for the rules of `plan`. It has none of its own where the graph brought one along.
+    fn has_place_for(&self, plan: &ExportPlan) -> bool {
+        let name = format!("{}fault", plan.prefix);
+        plan.rules == self.plan.rules || self.parts.iter().any(|part| **part == *name)
+    }
+
     /// Lets go whatever waits at its rules.
     fn let_go(&self, lab: &Lab) {
         for name in &self.parts {
@@ -157,7 +163,7 @@ impl Site {
                         done.removed.push(one.plan.name.clone());
                         going.push(one);
                     }
-                    Some(plan) if !plan.is_same_but_for_rules(&one.plan) => {
+                    Some(plan) if !plan.is_same_but_for_rules(&one.plan) || !one.has_place_for(plan) => {
                         changed.push((plan.clone(), one.plan.clone()));
                         going.push(one);
                     }
@@ -204,11 +210,8 @@ impl Site {
     }
 
     fn give_rules(&self, plan: &ExportPlan, live: &Live, trouble: &mut Vec<String>) {
-        let name = format!("{}fault", plan.prefix);
-        if !live.parts.iter().any(|part| **part == *name) {
-            return;
-        }
-        if let Some(Part::Fault(faults)) = self.lab.get(&name)
+        debug_assert!(live.has_place_for(plan), "else it is opened anew");
+        if let Some(Part::Fault(faults)) = self.lab.get(&format!("{}fault", plan.prefix))
             && let Err(error) = faults.replace(plan.rules.clone())
         {
             trouble.push(error.to_string());
