@@ -63,7 +63,8 @@ fn damage_while_allocating_would_be_seen() {
     let corrupt = write("corrupt", "#!/bin/sh\n[ \"$1\" = check ] && exit 2\nexec qemu-img \"$@\"\n");
     let lossy = write(
         "lossy",
-        "#!/bin/sh\nqemu-io \"$@\"\ncase \"$*\" in *rules:t.qcow2) qemu-io -f qcow2 -c 'write -q 0 64k' t.qcow2 ;; esac\n",
+        "#!/bin/sh\nqemu-io \"$@\"; status=$?\ncase \"$*\" in *rules:t.qcow2) qemu-io -f qcow2 -c 'write -q 0 64k' t.qcow2 ;; \
+         esac\nexit $status\n",
     );
     let script = include_str!("blkdebug_scripts/allocation_errors.sh");
     let seen = run_with(script, Path::new("qemu-io"), corrupt.to_str().unwrap(), "l2_update");
