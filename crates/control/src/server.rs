@@ -60,7 +60,7 @@ pub enum Ended {
     Alien,
 }
 
-/// Serves clients. See the [module](self).
+/// Serves clients, each with a session, its commands one after the other, and the events.
 pub struct Server {
     lab: Rc<Lab>,
     host: Rc<dyn Host>,

@@ -65,6 +65,11 @@ fn a_state_is_saved_to_an_image() {
             assert_eq!(client.refused("disk-save", arguments).await.1, want);
         }
         client.refused("disk-fail-flushes", json!({})).await;
+        // An overlay without its backing file at hand can not hold parts of sectors.
+        client.ok("disk-save", json!({"file": "over.qcow2", "backing": "b"})).await;
+        node.write(1000, &[1; 10], WriteFlags::empty()).await.unwrap();
+        let (_, words) = client.refused("disk-save", json!({"file": "c", "backing": "b"})).await;
+        assert!(words.starts_with("an overlay holds whole sectors"), "{words}");
     });
 }
 

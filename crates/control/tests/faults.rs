@@ -303,6 +303,8 @@ fn a_client_that_disappears_in_the_middle_of_a_question_leaves_the_default() {
             let request = spawn_local(async move { node.read(0, &mut [0; 512]).await });
             client.event_named("FAULT_ASK").await;
             if half_closed {
+                // It still waits for a reply, but it can not answer any more.
+                client.send(json!({"execute": "fault-wait", "arguments": {"rule": "q", "count": 9}}).to_string()).await;
                 tokio::io::AsyncWriteExt::shutdown(&mut client.writer).await.unwrap();
                 assert_eq!(request.await.unwrap().unwrap_err().errno, Errno::NOSPC);
             } else {
