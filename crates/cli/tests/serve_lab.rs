@@ -165,8 +165,8 @@ fn many_exports_each_with_its_own() {
     assert!(said.contains("export 'b': b.fault (1 rule) > b.raw\n"), "{said}");
 }
 
-/// Unchanged exports keep their clients, also when their rules are replaced; what is gone tells its clients to leave; what
-/// has changed is opened anew.
+/// Unchanged exports keep their clients, also when their rules are replaced; what is gone tells its clients to leave;
+/// what has changed is opened anew.
 #[test]
 fn a_file_that_is_read_again() {
     let dir = images();
@@ -320,7 +320,8 @@ fn an_export_goes_although_requests_wait() {
     let mut served = Served::start(dir, 2, &["--config", "lab.toml"]);
     let mut control = Control::connect(dir);
     let mut a = Client::connect(&uri(&served, "a"));
-    assert_eq!(a.says("h.aio_pread(nbd.Buffer(512), 5 * 512) and h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b'w' * 512)), 6 * 512) > 0"), "True");
+    assert_eq!(a.says("h.aio_pread(nbd.Buffer(512), 5 * 512) > 0"), "True");
+    assert_eq!(a.says("h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b'w' * 512)), 6 * 512) > 0"), "True");
     assert_eq!(a.says("h.pread(2, 0)"), "bytearray(b'aa')", "both have arrived");
     assert_eq!(control.event("SUSPENDED")["tag"], "t");
     write(dir, &[export("b", "")]);

@@ -1,4 +1,5 @@
-//! `blkproof serve` as a service: who is told that it is ready, which process it is, how it ends, and statistics over HTTP.
+//! `blkproof serve` as a service: who is told that it is ready, which process it is, how it ends, and statistics over
+//! HTTP.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;

@@ -283,7 +283,9 @@ async fn listen_and_serve(
     tokio::select! {
         biased;
         () = farewell => {}
-        () = tokio::time::sleep(FAREWELL) => eprintln!("warning: a client does not take its replies; leaving it behind"),
+        () = tokio::time::sleep(FAREWELL) => {
+            eprintln!("warning: a client does not take its replies; leaving it behind");
+        }
         () = stop_signal()? => eprintln!("warning: told to stop twice; clients are left behind"),
     }
     connections.shutdown().await;

@@ -84,8 +84,8 @@ impl Systemd {
     }
 }
 
-/// A file with the number of this process. It is locked as long as the process lives, so that one that was left behind can
-/// be told from one that is in use, whatever number stands in it.
+/// A file with the number of this process. It is locked as long as the process lives, so that one that was left behind
+/// can be told from one that is in use, whatever number stands in it.
 pub(super) struct PidFile {
     file: File,
     path: PathBuf,

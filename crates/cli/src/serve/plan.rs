@@ -238,8 +238,8 @@ fn plan_of(args: &Args, export: ExportEntry, mut rules: RuleSet, seed: Option<u6
         force_share: export.force_share || args.image.force_share,
         ..OpenFlags::default()
     };
-    // Also where it is the only one, and also without rules: what is added to the file later must not change a name, nor
-    // send a client away.
+    // Also where it is the only one, and also without rules: what is added to the file later must not change a name,
+    // nor send a client away.
     let prefix = if export.name.value.is_empty() { String::new() } else { format!("{}.", export.name.value) };
     ExportPlan {
         name: export.name.value,

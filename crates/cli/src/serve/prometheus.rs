@@ -1,7 +1,7 @@
 //! Statistics for Prometheus: a few lines of HTTP/1.0 on a socket of their own.
 //!
-//! Whoever connects can make this hold [`REQUEST_MAX`] bytes for [`PATIENCE`], and the answer until it is taken or as long
-//! again; [`CLIENTS_MAX`] can at a time, and further ones wait to be accepted. Nobody can make I/O wait.
+//! Whoever connects can make this hold [`REQUEST_MAX`] bytes for [`PATIENCE`], and the answer until it is taken or as
+//! long again; [`CLIENTS_MAX`] can at a time, and further ones wait to be accepted. Nobody can make I/O wait.
 
 use std::future::Future;
 use std::pin::pin;

@@ -137,12 +137,12 @@ impl Site {
         !self.lab.switches().is_empty()
     }
 
-    /// Makes the exports what `plans` says. Those that stay the same keep their clients, and get their new rules; what is
-    /// new is opened before anything else changes.
+    /// Makes the exports what `plans` says. Those that stay the same keep their clients, and get their new rules; what
+    /// is new is opened before anything else changes.
     ///
     /// # Errors
-    /// If something new does not open, nothing has changed. If something that is replaced does not open in its new shape,
-    /// it comes back in its old one, without its clients.
+    /// If something new does not open, nothing has changed. If something that is replaced does not open in its new
+    /// shape, it comes back in its old one, without its clients.
     pub(super) async fn reload(&self, plans: &[ExportPlan]) -> anyhow::Result<Reloaded> {
         let mut done = Reloaded::default();
         let is_new = |plan: &&ExportPlan| self.live.borrow().iter().all(|live| live.plan.name != plan.name);

@@ -24,8 +24,8 @@
 //! life = "until-rewritten"
 //! ```
 //!
-//! An export takes the fields of a rule file (`lba-size`, `seed`, `state`, `rule`) beside its own. What stands in the file is
-//! validated whole; what it names (images, other rule files, addresses) is looked at by whoever opens it.
+//! An export takes the fields of a rule file (`lba-size`, `seed`, `state`, `rule`) beside its own. What stands in the
+//! file is validated whole; what it names (images, other rule files, addresses) is looked at by whoever opens it.
 
 use blkproof_block::graph::CacheMode;
 

@@ -9,8 +9,8 @@ use crate::handshake::BlockSize;
 use crate::handshake::server::{Catalogue, Offer};
 use crate::wire::{MAX_PAYLOAD, MAX_STRING, TransmissionFlags};
 
-/// One device under a name. Clones are the same export: [`end`](Self::end) and [`sever`](Self::sever) are for the clients of
-/// all of them.
+/// One device under a name. Clones are the same export: [`end`](Self::end) and [`sever`](Self::sever) are for the
+/// clients of all of them.
 #[derive(Clone, Debug)]
 pub struct Export {
     pub(super) name: String,
@@ -72,8 +72,8 @@ impl Export {
         &self.node
     }
 
-    /// Lets every client of it finish what is in flight, answers everything else with `ESHUTDOWN`, and ends: the export is
-    /// going away. Who negotiates for it meanwhile gets the same answer.
+    /// Lets every client of it finish what is in flight, answers everything else with `ESHUTDOWN`, and ends: the export
+    /// is going away. Who negotiates for it meanwhile gets the same answer.
     pub fn end(&self) {
         self.wish.send_modify(|wish| wish.ended = true);
     }
@@ -83,8 +83,8 @@ impl Export {
         self.wish.closed().await;
     }
 
-    /// Ends every connection to it at once and without an answer, as a host that lost its power does. Requests in flight
-    /// are dropped. Clients may connect again.
+    /// Ends every connection to it at once and without an answer, as a host that lost its power does. Requests in
+    /// flight are dropped. Clients may connect again.
     pub fn sever(&self) {
         self.wish.send_modify(|wish| wish.severed = wish.severed.wrapping_add(1));
     }

@@ -4,8 +4,8 @@
 //! serve ── negotiate ── (STARTTLS: negotiate again over TLS) ── session
 //! ```
 //!
-//! A device that answers `ENOTCONN` is gone for that client, as a host without power is: its connection ends at once, and
-//! nothing is answered on it any more, not even what was carried out before.
+//! A device that answers `ENOTCONN` is gone for that client, as a host without power is: its connection ends at once,
+//! and nothing is answered on it any more, not even what was carried out before.
 //!
 //! A [`Server`] knows the exports, the limits and whether it is shutting down; [`Server::serve`] runs one connection to
 //! its end. It opens no socket, starts no task and looks at no clock. Connections share a thread, and nothing that a
@@ -221,9 +221,9 @@ impl Server {
     /// `peer` names the client to nodes that tell clients apart. `patience` ends when negotiation has taken too long (a
     /// timer of the caller, or [`std::future::pending`]); it has no influence later.
     ///
-    /// Requests in flight when the client goes away are completed, not dropped, as long as the [host](Host::linger) waits for
-    /// them. Those of a connection that is severed are dropped, and dropping this future drops them: drain the nodes before
-    /// anything relies on what they did.
+    /// Requests in flight when the client goes away are completed, not dropped, as long as the [host](Host::linger)
+    /// waits for them. Those of a connection that is severed are dropped, and dropping this future drops them: drain
+    /// the nodes before anything relies on what they did.
     ///
     /// # Errors
     /// [`ServeError`], when the server ended the connection because of something the peer did.

@@ -13,7 +13,7 @@ use crate::file::mistake::{Mistake, Mistakes};
 use crate::file::tree::{Lines, Tree, Value};
 use crate::rule::RuleSet;
 
-/// Bytes of the longest name NBD knows.
+/// Bytes of the longest name, or description, NBD knows.
 const EXPORT_NAME_MAX: usize = 4096;
 
 pub(in crate::file) fn file(file: &str, text: &str) -> Result<LabFile, Mistakes> {
@@ -95,6 +95,10 @@ impl<'a> Reader<'a> {
         let mut text = |name: &str| get(name).and_then(|field| self.text(field, "write a text").map(str::to_owned));
         let (description, format) = (text("description"), text("format"));
         let (log, trace) = (text("log"), text("trace"));
+        if description.as_ref().is_some_and(|words| words.len() > EXPORT_NAME_MAX || words.contains('\0')) {
+            let place = get("description").unwrap_or(field);
+            return self.wrong(place, format!("descriptions have {EXPORT_NAME_MAX} bytes at most, and no NUL"));
+        }
         let mut on = |name: &str| get(name).and_then(|field| self.boolean(field)).unwrap_or_default();
         let (image_opts, allow_backing) = (on("image-opts"), on("allow-backing"));
         let (read_only, force_share, stats) = (on("read-only"), on("force-share"), on("stats"));
@@ -213,8 +217,15 @@ impl<'a> Reader<'a> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation
+)]
 mod tests {
+    use blkproof_block::choice::hash;
+
     use crate::disk::{Kind, Profile};
     use crate::file::lab;
 
@@ -267,6 +278,11 @@ do = { fail = "03/1101" }
             ("[[export.rule]]", "rules = \"x\"\n[[export.rule]]", "the rules stand in the file that 'rules' names"),
             ("lba = 50", "lba = \"fifty\"", "rule 'bad-50': on.lba: "),
             ("kind = \"honest\"", "kin = \"honest\"", "lab.toml:17:8: export.disk: "),
+            (
+                "graph = \"a.qcow2\"",
+                "graph = \"a.qcow2\"\ndescription = \"a\\u0000b\"",
+                "export.description: descriptions have",
+            ),
             ("64M", "64Q", "lab.toml:5:17: max-in-flight: '64Q' is no size"),
             (
                 "control = \"lab.ctl\"",
@@ -284,6 +300,35 @@ do = { fail = "03/1101" }
         {
             assert!(lab::read("lab.toml", text).is_err(), "{text:?}");
         }
+    }
+
+    /// Nothing in a file ends the program, or takes long.
+    #[test]
+    fn damaged_files_are_read_to_their_end() {
+        let mut refused = 0;
+        for seed in 0..10_000_u64 {
+            let mut bytes = GOOD.as_bytes().to_vec();
+            for cut in 0..=seed % 3 {
+                let at = usize::try_from(hash(seed, cut) % bytes.len().max(1) as u64).unwrap();
+                match hash(seed, cut + 10) % 4 {
+                    0 => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte = (hash(seed, cut + 20) % 128) as u8),
+                    1 => {
+                        bytes = [bytes.get(..at).unwrap_or_default(), bytes.get(at + 1..).unwrap_or_default()].concat()
+                    }
+                    2 => bytes.truncate(at.max(1)),
+                    _ => bytes.extend_from_within(at / 2..at),
+                }
+            }
+            let text = String::from_utf8(bytes).unwrap();
+            if let Err(mistakes) = lab::read("lab.toml", &text) {
+                refused += 1;
+                assert!(
+                    !mistakes.list.is_empty() && mistakes.to_string().starts_with("lab.toml"),
+                    "{seed}: {mistakes}"
+                );
+            }
+        }
+        assert!(refused > 5_000, "{refused}");
     }
 
     /// The schema names the fields the reader knows, and no others.
