@@ -20,7 +20,8 @@ pub(super) fn run(socket: &Path, load: Load, time: Duration) -> anyhow::Result<f
     let mut stream = UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
     let size = handshake(&mut stream)?;
     let block = u64::from(load.block);
-    let blocks = size / block;
+    let first = load.from / block;
+    let blocks = (size / block).saturating_sub(first);
     ensure!(blocks > 0, "the export is smaller than one request");
 
     let mut place = 0u64;
@@ -28,10 +29,10 @@ pub(super) fn run(socket: &Path, load: Load, time: Duration) -> anyhow::Result<f
     let mut next = move || {
         if load.random {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (random >> 24) % blocks * block
+            ((random >> 24) % blocks + first) * block
         } else {
             place += 1;
-            place % blocks * block
+            (place % blocks + first) * block
         }
     };
 
@@ -79,7 +80,7 @@ pub(super) fn run(socket: &Path, load: Load, time: Duration) -> anyhow::Result<f
 }
 
 /// Fixed newstyle up to `NBD_OPT_EXPORT_NAME` of the default export; returns its size.
-fn handshake(stream: &mut UnixStream) -> anyhow::Result<u64> {
+pub(super) fn handshake(stream: &mut UnixStream) -> anyhow::Result<u64> {
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting).context("reading the greeting")?;
     ensure!(&greeting[..16] == b"NBDMAGICIHAVEOPT", "not a newstyle NBD server");
@@ -96,8 +97,13 @@ fn handshake(stream: &mut UnixStream) -> anyhow::Result<u64> {
 }
 
 fn request(out: &mut Vec<u8>, at: u64, len: u32) {
+    header(out, 0, at, len); // NBD_CMD_READ
+}
+
+/// The head of a request of one kind, without flags.
+pub(super) fn header(out: &mut Vec<u8>, kind: u32, at: u64, len: u32) {
     out.extend(REQUEST_MAGIC.to_be_bytes());
-    out.extend([0; 4]); // no flags, NBD_CMD_READ
+    out.extend(kind.to_be_bytes());
     out.extend(at.to_be_bytes()); // the cookie is echoed, never looked at
     out.extend(at.to_be_bytes());
     out.extend(len.to_be_bytes());

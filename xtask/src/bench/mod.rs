@@ -4,6 +4,7 @@
 //! and drift, so a ratio taken inside a round means more than two figures taken minutes apart. Medians are printed and
 //! written to `docs/benchmarks.md` with the commands.
 
+mod ask;
 mod check;
 mod client;
 mod compare;
@@ -78,6 +79,7 @@ const BENCHMARKS: &[(&str, Measure)] = &[
         bench.idle("4 KiB random reads, light client, no node and idle nodes", light)
     }),
     ("fault-idle-random-4k-fio", |bench| bench.idle("4 KiB random reads, fio, no node and idle nodes", fio::run)),
+    ("ask-random-4k-light", ask::run),
     ("compare-4g", compare::run),
     ("check-1t-in-order", check::in_order),
     ("check-1t-shuffled", check::shuffled),
@@ -91,11 +93,13 @@ pub(crate) struct Load {
     block: u32,
     random: bool,
     depth: usize,
+    /// Offset of the first byte that is asked for.
+    from: u64,
 }
 
 impl Load {
-    const RANDOM: Self = Self { block: 4096, random: true, depth: 32 };
-    const SEQUENTIAL: Self = Self { block: 256 << 10, random: false, depth: 32 };
+    const RANDOM: Self = Self { block: 4096, random: true, depth: 32, from: 0 };
+    const SEQUENTIAL: Self = Self { block: 256 << 10, random: false, depth: 32, from: 0 };
 }
 
 /// Runs a load against a socket and returns requests per second.

@@ -22,6 +22,10 @@ pub(super) enum Served {
         filter: &'static str,
         raw: PathBuf,
     },
+    /// A raw image with a control socket beside that of the server.
+    Controlled {
+        raw: PathBuf,
+    },
 }
 
 pub(super) enum Server {
@@ -34,6 +38,7 @@ impl Server {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Blkproof(Served::Under { filter, .. }) => filter,
+            Self::Blkproof(Served::Controlled { .. }) => "blkproof, asking",
             Self::Blkproof(_) => "blkproof",
             Self::QemuNbd(_) => "qemu-nbd",
             Self::Nbdkit(_) => "nbdkit file",
@@ -46,14 +51,16 @@ impl Server {
             Self::Blkproof(Served::Mirror { raw, qcow2 }) | Self::QemuNbd(Served::Mirror { raw, qcow2 }) => {
                 vec![raw, qcow2]
             }
-            Self::Blkproof(Served::Raw(raw) | Served::Under { raw, .. })
-            | Self::QemuNbd(Served::Raw(raw) | Served::Under { raw, .. })
+            Self::Blkproof(Served::Raw(raw) | Served::Under { raw, .. } | Served::Controlled { raw })
+            | Self::QemuNbd(Served::Raw(raw) | Served::Under { raw, .. } | Served::Controlled { raw })
             | Self::Nbdkit(raw) => vec![raw],
         }
     }
 
     /// The command line, as a user would type it.
     pub(super) fn command(&self, socket: &Path) -> Vec<String> {
+        let control = socket.with_extension("control");
+        let control = control.display();
         let socket = socket.display();
         let words = match self {
             Self::Blkproof(Served::Raw(raw)) => format!("blkproof serve --unix {socket} -f raw {}", raw.display()),
@@ -65,7 +72,10 @@ impl Server {
                  file.file.filename={}",
                 raw.display()
             ),
-            Self::QemuNbd(Served::Raw(raw) | Served::Under { raw, .. }) => {
+            Self::Blkproof(Served::Controlled { raw }) => {
+                format!("blkproof serve --unix {socket} --control {control} -f raw {}", raw.display())
+            }
+            Self::QemuNbd(Served::Raw(raw) | Served::Under { raw, .. } | Served::Controlled { raw }) => {
                 format!("qemu-nbd -t -k {socket} -f raw {}", raw.display())
             }
             Self::QemuNbd(Served::Mirror { raw, qcow2 }) => format!(
@@ -80,7 +90,7 @@ impl Server {
     }
 
     pub(super) fn start(&self, dir: &Path) -> anyhow::Result<Running> {
-        let socket = dir.join(format!("{}.sock", self.name().replace(' ', "-")));
+        let socket = dir.join(format!("{}.sock", self.name().replace([' ', ','], "-")));
         let _ = std::fs::remove_file(&socket);
         let words = self.command(&socket);
         let (program, args) = words.split_first().context("a command has a program")?;
