@@ -13,8 +13,8 @@ mod input;
 mod numbers;
 mod open;
 mod options;
-mod reply;
 mod replay;
+mod reply;
 mod report;
 mod session;
 mod shell;
@@ -108,9 +108,11 @@ async fn work(console: Rc<Console>, options: Options) -> bool {
         }
         shell.disk = disk.map(Rc::new);
     }
-    let mut ok = match (&options.replay, shell.disk.clone()) {
-        (Some(asked), Some(disk)) => replay::run(asked, &disk, &console).await,
-        _ => run_commands(&mut shell, options.commands, &console).await,
+    // Nothing but the shell holds the image while commands run: `close` lets it go.
+    let replayed = options.replay.as_ref().zip(shell.disk.clone());
+    let mut ok = match replayed {
+        Some((asked, disk)) => replay::run(asked, &disk, &console).await,
+        None => run_commands(&mut shell, options.commands, &console).await,
     };
     let mut reply = Reply::new(&console, &["close".to_owned()]);
     if !shell.close(&mut reply).await {

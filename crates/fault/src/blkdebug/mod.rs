@@ -1,7 +1,7 @@
 //! QEMU's blkdebug: errors for the requests that follow a step of the driver above (block-layer.md 1).
 //!
 //! The rules run on the [`engine`](crate::engine), with blkdebug's semantics: an *event* selects the rules that are active
-//! from then on, a later *request* takes the first active one that matches it ([`rules`]). What blkdebug can not say
+//! from then on, a later *request* takes the first active one that matches it ([`rule_set`]). What blkdebug can not say
 //! (probabilities, ranges, damage) is said to the same node at run time, or to the node `fault`.
 //!
 //! # Invariants

@@ -1,5 +1,5 @@
 //! `break`, `wait_break`, `resume` and `remove_break`: they speak to the blkdebug node beneath the image, which says
-//! itself what it suspends and resumes.
+//! itself what it suspends and resumes. Their help is qemu-io's: none; the manual is `docs/blkdebug.md`.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -21,13 +21,7 @@ pub(super) const BREAK: Command = Command {
     words_max: Some(2),
     args: Some("event tag"),
     summary: "sets a breakpoint on event and tags the stopped request as tag",
-    help: "
- The next request that reaches the event is suspended until it is resumed by its tag. The breakpoint is gone then.
- There has to be a blkdebug node beneath the image.
-
- Example:
- 'break write_aio A' - suspends the next request that is about to write data
-",
+    help: "",
     needs_file: true,
     writes: false,
     run: |shell, words, reply| Box::pin(std::future::ready(set(shell, words, reply))),
@@ -40,9 +34,7 @@ pub(super) const WAIT_BREAK: Command = Command {
     words_max: Some(1),
     args: Some("tag"),
     summary: "waits for the suspension of a request",
-    help: "
- Waits until a request is suspended under the tag; not if nothing is under way that could be, and 30 seconds at most.
-",
+    help: "",
     needs_file: true,
     writes: false,
     run: |shell, words, reply| Box::pin(wait(shell, words, reply)),
@@ -68,10 +60,7 @@ pub(super) const REMOVE_BREAK: Command = Command {
     words_max: Some(1),
     args: Some("tag"),
     summary: "remove a breakpoint by tag",
-    help: "
- Removes every breakpoint of the tag, and resumes every request suspended under it. It fails where no breakpoint was
- left, even if a request was resumed.
-",
+    help: "",
     needs_file: true,
     writes: false,
     run: |shell, words, reply| Box::pin(remove(shell, words, reply)),
