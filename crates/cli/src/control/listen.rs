@@ -1,8 +1,8 @@
 //! Listening for control clients.
 //!
-//! A Unix socket belongs to its user alone from its first moment. On Linux the file of a socket gets the mode of the socket
-//! itself (`fchmod` before `bind`), less the umask; the mode is looked at before anybody can connect, because nobody can
-//! until the socket listens.
+//! A Unix socket belongs to its user alone from its first moment. On Linux the file of a socket gets the mode of the
+//! socket itself (`fchmod` before `bind`), less the umask; the mode is looked at before anybody can connect, because
+//! nobody can until the socket listens.
 
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};

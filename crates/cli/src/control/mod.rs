@@ -56,11 +56,8 @@ impl Control {
                     Ok(stream) => {
                         let server = Rc::clone(&server);
                         clients.spawn_local(async move {
-                            match server.serve(stream).await {
-                                Ok(Ended::TooSlow) => eprintln!("warning: a control client does not read; leaving it behind"),
-                                Ok(Ended::Alien) => eprintln!("warning: a client of the control socket does not speak QMP"),
-                                Ok(_) => {}
-                                Err(error) => eprintln!("warning: a control client: {}", without_number(&error.to_string())),
+                            if let Some(words) = complaint(server.serve(stream).await) {
+                                eprintln!("warning: {words}");
                             }
                         });
                     }
@@ -75,5 +72,15 @@ impl Control {
         server.shut_down();
         let farewell = async { while clients.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    }
+}
+
+/// What there is to say about how a client left.
+fn complaint(ended: std::io::Result<Ended>) -> Option<String> {
+    match ended {
+        Ok(Ended::TooSlow) => Some("a control client does not read; leaving it behind".to_owned()),
+        Ok(Ended::Alien) => Some("a client of the control socket does not speak QMP".to_owned()),
+        Ok(_) => None,
+        Err(error) => Some(format!("a control client: {}", without_number(&error.to_string()))),
     }
 }
