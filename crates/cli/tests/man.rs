@@ -7,7 +7,7 @@ use common::{blkproof, run, shell};
 use tempfile::tempdir;
 
 const COMMANDS: &[&str] =
-    &["check", "compare", "completions", "create", "diff-meta", "explain", "io", "man", "map", "serve", "verify"];
+    &["check", "compare", "completions", "create", "ctl", "diff-meta", "explain", "io", "man", "map", "serve", "verify"];
 
 #[test]
 fn every_command_has_a_page_that_renders() {
