@@ -11,8 +11,8 @@ use crate::node::LocalBoxFuture;
 
 /// The breakpoints of one node. No call waits, except where it says so.
 ///
-/// A breakpoint is good for one hit: the request that announces its event is parked under the tag, and the breakpoint is
-/// gone. Several on one event all catch the same request, which goes on when each of them was resumed.
+/// A breakpoint is good for one hit: the request that announces its event is parked under the tag, and the breakpoint
+/// is gone. Several on one event all catch the same request, which goes on when each of them was resumed.
 pub trait Breakpoints {
     /// Sets a breakpoint on `event` under `tag`; one tag may stand for several.
     fn set(&self, event: Event, tag: &str);

@@ -1,8 +1,8 @@
 //! Whether anything was written since the last flush, and the events a flush announces to the node below.
 //!
 //! QEMU's generic layer flushes nothing that was not written, and tells the node below of the two halves of a flush:
-//! `flush_to_os` always, `flush_to_disk` only if something was written (block-layer.md 1.4, 1.5). A node that stands above
-//! another announces them like this, so that blkdebug's rules on them fire under every format.
+//! `flush_to_os` always, `flush_to_disk` only if something was written (block-layer.md 1.4, 1.5). A node that stands
+//! above another announces them like this, so that blkdebug's rules on them fire under every format.
 
 use std::cell::Cell;
 

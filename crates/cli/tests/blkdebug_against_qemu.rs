@@ -1,8 +1,8 @@
 //! The same blkdebug configurations and commands through qemu-io and through `blkproof` called by that name: standard
 //! output and exit status have to be the same, and no image may be damaged afterwards (leaks aside).
 //!
-//! The rows are in `io_tables/blkdebug.txt` and `io_tables/blkdebug_open.txt`; the sweeps below arm every event there is.
-//! What differs, and why, is in `docs/blkdebug.md`; the sweeps name those that do, and they have to.
+//! The rows are in `io_tables/blkdebug.txt` and `io_tables/blkdebug_open.txt`; the sweeps below arm every event there
+//! is. What differs, and why, is in `docs/blkdebug.md`; the sweeps name those that do, and they have to.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::fmt::Write as _;
@@ -193,7 +193,8 @@ fn qemus() -> Vec<Event> {
     Event::ALL.iter().copied().filter(|event| !event.name().starts_with("vdi_")).collect()
 }
 
-/// Each event arms an error for whatever follows: for good, or once. Those in `different` have to differ, the others not.
+/// Each event arms an error for whatever follows: for good, or once. Those in `different` have to differ, the others
+/// not.
 fn sweep(image: &'static str, events: &[Event], once: &str, work: &str, different: &[&str]) {
     let rows = events.iter().map(|event| {
         let rule = format!("{event} errno=28 once={once}");
@@ -202,8 +203,8 @@ fn sweep(image: &'static str, events: &[Event], once: &str, work: &str, differen
     compare(rows, false, |row| different.contains(&row.name.as_str()));
 }
 
-/// qcow2 writes its tables when they have to be durable, QEMU's when the map changes. An error that stays therefore leaves
-/// the map in memory as it was in QEMU, whereas ours knows the new place, and fails to read it.
+/// qcow2 writes its tables when they have to be durable, QEMU's when the map changes. An error that stays therefore
+/// leaves the map in memory as it was in QEMU, whereas ours knows the new place, and fails to read it.
 const MAP_FIRST: [&str; 4] = ["l1_update", "l2_update", "refblock_update_part", "pwritev_done"];
 
 /// Zeroes that have to be durable carry FUA here; QEMU's raw sends a flush behind them, which fails.

@@ -95,7 +95,8 @@ fn vdi_has_events() {
     }
 }
 
-/// What is written to a qcow2 image whose every step fails once is there after the retry, as far as it was acknowledged.
+/// What is written to a qcow2 image whose every step fails once is there after the retry, as far as it was
+/// acknowledged.
 #[test]
 fn the_node_serves_too() {
     let dir = raw();
@@ -104,7 +105,8 @@ fn the_node_serves_too() {
         1,
         &[
             "--image-opts",
-            "driver=raw,file.driver=blkdebug,file.image.filename=a.raw,file.inject-error.event=read_aio,file.inject-error.once=on",
+            "driver=raw,file.driver=blkdebug,file.image.filename=a.raw,\
+             file.inject-error.event=read_aio,file.inject-error.once=on",
         ],
     );
     let seen =

@@ -1,5 +1,5 @@
-//! Shell scripts in the manner of qemu-iotests, run with qemu-io and with a link of that name to `blkproof`: both have to
-//! print the same. Each script says in its head what it is about.
+//! Shell scripts in the manner of qemu-iotests, run with qemu-io and with a link of that name to `blkproof`: both have
+//! to print the same. Each script says in its head what it is about.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::path::Path;
@@ -63,7 +63,8 @@ fn damage_while_allocating_would_be_seen() {
     let corrupt = write("corrupt", "#!/bin/sh\n[ \"$1\" = check ] && exit 2\nexec qemu-img \"$@\"\n");
     let lossy = write(
         "lossy",
-        "#!/bin/sh\nqemu-io \"$@\"; status=$?\ncase \"$*\" in *rules:t.qcow2) qemu-io -f qcow2 -c 'write -q 0 64k' t.qcow2 ;; \
+        "#!/bin/sh\nqemu-io \"$@\"; status=$?\n\
+         case \"$*\" in *rules:t.qcow2) qemu-io -f qcow2 -c 'write -q 0 64k' t.qcow2 ;; \
          esac\nexit $status\n",
     );
     let script = include_str!("blkdebug_scripts/allocation_errors.sh");

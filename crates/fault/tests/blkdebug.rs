@@ -204,7 +204,8 @@ fn options_are_read_and_mistakes_named() {
     let bench = Bench::new("[inject-error]\nevnt = \"none\"\n");
     for good in [
         "config=,inject-error.event=none",
-        "inject-error.0.event=none,inject-error.1.event=read_aio,inject-error.1.sector=-1,set-state.event=none,set-state.new_state=0",
+        "inject-error.0.event=none,inject-error.1.event=read_aio,inject-error.1.sector=-1,\
+         set-state.event=none,set-state.new_state=0",
         "take-child-perms.0=write,unshare-child-perms.0=resize,unshare-child-perms.1=consistent-read",
         "align=4k,max-transfer=64k,opt-write-zero=8k,max-write-zero=16k,opt-discard=4k,max-discard=1M",
     ] {

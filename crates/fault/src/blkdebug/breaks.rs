@@ -58,8 +58,8 @@ impl Breaks {
         self.pending.borrow().iter().any(|(other, _)| *other == event)
     }
 
-    /// Parks the caller under the tag of every breakpoint on `event`, the newest first; they are used up. The caller goes
-    /// on when all of what this returns is over.
+    /// Parks the caller under the tag of every breakpoint on `event`, the newest first; they are used up. The caller
+    /// goes on when all of what this returns is over.
     fn hit(self: &Rc<Self>, event: Event) -> Vec<Stay> {
         let mut tags = Vec::new();
         self.pending.borrow_mut().retain(|(other, tag)| {

@@ -330,8 +330,8 @@ mod tests {
     fn a_file_is_read_as_qemu_reads_it() {
         let text = "# comment\n\n[inject-error]\nevent = \"none\"\n[inject-error \"a.b\"]x\n\t event =\"l2_update\" \
                     # no\n\
-                    errno =   \" 0x1c\"\nstate = \"010\"\nsector = \"2048\"\niotype = \"write-zeroes\"\nonce = \"yes\"\n\
-                    once = \"on\"\nimmediately = \"off\"\r\n[set-state]\nevent = \"l2_load\"\nnew_state = \"2\"";
+                    errno =   \" 0x1c\"\nstate = \"010\"\nsector = \"2048\"\niotype = \"write-zeroes\"\n\
+                    once = \"yes\"\nonce = \"on\"\nimmediately = \"off\"\r\n[set-state]\nevent = \"l2_load\"\nnew_state = \"2\"";
         let config = parse("c", text).unwrap();
         let full = InjectError {
             event: Event::L2Update,

@@ -1,4 +1,5 @@
-//! `blkdebug` as users name it: `blkdebug:CONF:IMAGE`, or `driver=blkdebug,image.filename=a.qcow2,inject-error.0.event=…`.
+//! `blkdebug` as users name it: `blkdebug:CONF:IMAGE`, or
+//! `driver=blkdebug,image.filename=a.qcow2,inject-error.0.event=…`.
 //!
 //! Options: `image` (node), `config` (a file), `inject-error`, `set-state` (lists), `align`, `max-transfer`,
 //! `opt-write-zero`, `max-write-zero`, `opt-discard`, `max-discard`, `node-name`; `take-child-perms` and

@@ -10,8 +10,8 @@ use super::{Command, Outcome, arguments};
 use crate::io::reply::Reply;
 use crate::io::shell::Shell;
 
-/// How long a request is waited for that was to be suspended, and how long a command waits for one that is. QEMU waits for
-/// ever.
+/// How long a request is waited for that was to be suspended, and how long a command waits for one that is. QEMU waits
+/// for ever.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) const BREAK: Command = Command {
