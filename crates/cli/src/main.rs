@@ -13,6 +13,7 @@ mod trace_file;
 mod check;
 mod compare;
 mod completions;
+mod crashloop;
 mod create;
 mod ctl;
 mod diff_meta;
@@ -52,6 +53,7 @@ enum Command {
     Io(io::Args),
     Log(log::Args),
     Create(create::Args),
+    Crashloop(crashloop::Args),
     Ctl(ctl::Args),
     Map(map::Args),
     Rules(rules::Args),
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         Command::Io(args) => io::run(args.words, false),
         Command::Log(args) => log::run(args),
         Command::Create(args) => create::run(args),
+        Command::Crashloop(args) => crashloop::run(&args),
         Command::Ctl(args) => ctl::run(&args),
         Command::Map(args) => map::run(args),
         Command::Rules(args) => rules::run(&args),
