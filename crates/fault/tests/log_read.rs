@@ -154,7 +154,7 @@ fn what_is_damaged_is_named_and_what_comes_before_is_used() {
         (
             good().entry(0, u64::MAX, 0, b"", b""),
             2,
-            "entry 2 at 0x800: the log ends within it: it needs 0x20000000000000000 bytes, and there are 0x200",
+            "entry 2 at 0x800: the log ends within it: it needs 0x2000000000000000000 bytes, and there are 0x200",
         ),
         (
             good().entry(0, 0, 8, &[b'x'; 600], b""),
