@@ -1,7 +1,7 @@
 //! `blkproof crashloop`: a program works on a disk, the power goes, the program's own check says what is left; so
 //! often.
 //!
-//! - [`cut`]: one power cut from beginning to end. [`bench`]: the disk, the rule that cuts, the server.
+//! - [`cut`]: one power cut from beginning to end. [`mod@bench`]: the disk, the rule that cuts, the server.
 //! - [`witness`] and [`betrayal`]: what the disk promised, and which of it was kept.
 //! - [`program`]: the user's programs. [`workload`]: those that come with this one. [`report`]: what was found.
 //!

@@ -86,8 +86,8 @@ impl Report<'_> {
             text.push('\n');
         };
         line(format_args!(
-            "{} power cuts of {} disk (profile {}) under {}, seed {seed}; uncut it makes {requests} requests",
-            self.cuts.len(),
+            "{} of {} disk (profile {}) under {}, seed {seed}; uncut it makes {requests} requests",
+            counted(self.cuts.len(), "power cut"),
             if disk.kind == Kind::Honest { "an honest" } else { "a lying" },
             disk.profile.name(),
             workload.name,
@@ -116,7 +116,10 @@ impl Report<'_> {
                 line(format_args!("  {words:<20} {count:>8}"));
             }
         }
-        line(format_args!("  flushes acknowledged {promises:>8}, betrayed {broken}, in {betrayed_cuts} cuts"));
+        line(format_args!(
+            "  flushes acknowledged {promises:>8}, betrayed {broken}, in {}",
+            counted(betrayed_cuts, "cut")
+        ));
         if totals.acknowledged > 0 {
             line(format_args!(
                 "  transactions acknowledged {}, lost {} where the rest could be read",
@@ -134,14 +137,16 @@ impl Report<'_> {
             }
             (0, _) => line(format_args!("Everything that was acknowledged was there after every cut.")),
             _ if unprovoked == 0 => line(format_args!(
-                "The disk is to blame: in each of the {bad} bad cuts it had broken its word about a flush."
+                "The disk is to blame: where data was lost ({}) it had broken its word about a flush.",
+                counted(bad, "cut")
             )),
             _ if unprovoked == bad => line(format_args!(
                 "The program is to blame: the disk kept its word about every flush, and data was lost all the same."
             )),
             _ => line(format_args!(
-                "In {} bad cuts the disk had broken its word; in {unprovoked} it had not, and the program is to blame.",
-                bad.saturating_sub(unprovoked)
+                "In {} the disk had broken its word; in {} it had not, and the program is to blame.",
+                counted(bad.saturating_sub(unprovoked), "bad cut"),
+                counted(unprovoked, "other")
             )),
         }
         text
@@ -183,6 +188,11 @@ impl Report<'_> {
             "cuts": self.cuts.iter().map(json_cut).collect::<Vec<_>>(),
         })
     }
+}
+
+/// `1 cut`, `2 cuts`.
+fn counted(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
 fn human_cut(cut: &Cut) -> String {

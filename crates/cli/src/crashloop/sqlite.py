@@ -41,7 +41,7 @@ COPY = 64 << 10
 DIRECTORY = 6 * COPY
 FILES = {"": (0, 2), "-journal": (1, 1), "-wal": (2, 1)}
 SHARES = 4
-HEADER = struct.Struct("<8sQQQI")
+HEADER = struct.Struct("<8sQQQQI")
 MAGIC = b"blkproof"
 
 
@@ -86,41 +86,61 @@ class File:
     """A file in its region. Its size and whether it exists are durable when it was synced, as on any file system.
 
     They stand in a header of two copies, each with a checksum. A copy that a flush has made durable stays until another
-    flush has made the other one durable: a write that is torn leaves it.
+    flush has made the other one durable: a write that is torn leaves it. A file that is made anew gets the other half of
+    the region: no file system gives away the blocks of a file whose removal may still be undone by a power cut.
     """
 
     def __init__(self, disk, suffix):
         self.disk = disk
         self.slot, share = FILES[suffix]
-        unit = (disk.size - DIRECTORY) // SHARES // ATOMIC * ATOMIC
+        unit = (disk.size - DIRECTORY) // SHARES // (2 * ATOMIC) * 2 * ATOMIC
         before = sum(share for slot, share in FILES.values() if slot < self.slot)
-        self.start, self.room = DIRECTORY + before * unit, share * unit
-        (self.generation, self.exists, self.size), self.copy = max((self.header(copy), copy) for copy in (0, 1))
-        self.noted = (self.exists, self.size)
-        # How many flushes there had been when the header was written; what was there at first is durable.
+        self.region, self.room = DIRECTORY + before * unit, share * unit // 2
+        (self.generation, *noted), self.copy = max((self.header(copy), copy) for copy in (0, 1))
+        self.exists, self.size, self.half = noted
+        # What the header says that was written last, and what it said when it was durable.
+        self.noted = self.durable = tuple(noted)
+        # How many flushes there had been when it was written; what was there at first is durable.
         self.written = -1
+
+    @property
+    def start(self):
+        return self.region + self.half * self.room
+
+    def create(self):
+        self.settle()
+        was_there, _, half = self.durable
+        self.exists, self.size, self.half = 1, 0, (1 - half if was_there else half)
 
     def place(self, copy):
         return (2 * self.slot + copy) * COPY
 
     def header(self, copy):
         sector = self.disk.read(self.place(copy), SECTOR)
-        magic, generation, exists, size, checksum = HEADER.unpack(sector[: HEADER.size])
+        magic, *values, checksum = HEADER.unpack(sector[: HEADER.size])
         good = magic == MAGIC and checksum == zlib.crc32(sector[: HEADER.size - 4])
-        return (generation, exists, size) if good else (0, 0, 0)
+        return tuple(values) if good else (0, 0, 0, 0)
+
+    def settle(self):
+        """Learns whether the header is durable by now."""
+        if self.disk.flushes > self.written:
+            self.durable = self.noted
 
     def note(self):
         """Writes the header, if it has changed."""
-        if self.noted == (self.exists, self.size):
+        now = (self.exists, self.size, self.half)
+        if self.noted == now:
             return
+        self.settle()
         if self.disk.flushes > self.written:
+            # The last header is durable, and stays.
             self.copy = 1 - self.copy
         self.written = self.disk.flushes
         self.generation += 1
-        header = HEADER.pack(MAGIC, self.generation, self.exists, self.size, 0)[:-4]
+        header = HEADER.pack(MAGIC, self.generation, *now, 0)[:-4]
         header += struct.pack("<I", zlib.crc32(header))
         self.disk.write(self.place(self.copy), header.ljust(SECTOR, b"\0"))
-        self.noted = (self.exists, self.size)
+        self.noted = now
 
     def sync(self):
         self.note()
@@ -191,7 +211,7 @@ class Files(apsw.VFS):
         if file is None:
             raise apsw.CantOpenError(f"no room for a file '{name}'")
         if not file.exists:
-            file.exists, file.size = 1, 0
+            file.create()
         flags[1] = flags[0]
         return file
 
