@@ -3,7 +3,7 @@
 //! # Requests
 //! Offsets and lengths are bytes. A request that reaches past [`DeviceInfo::size`] fails whole with
 //! [`past_end`](crate::IoError::past_end), unless it writes and the node [`GROWS`](crate::Capabilities::GROWS); an
-//! empty one succeeds and does nothing. A node that declares [`Limits`](crate::Limits) may
+//! empty one succeeds and does nothing. A node that declares [`Limits`] may
 //! rely on being asked accordingly, because whoever builds a graph puts [`Aligned`](crate::align::Aligned) in front of
 //! it; a node without limits takes any byte range.
 //!
@@ -31,7 +31,7 @@ use std::rc::Rc;
 
 use bitflags::bitflags;
 
-use crate::{BlockStatus, Breakpoints, DeviceInfo, Event, Node, Result};
+use crate::{BlockStatus, Breakpoints, DeviceInfo, Event, Limits, Node, Result};
 
 bitflags! {
     /// How a write is to be done.
@@ -79,6 +79,11 @@ pub trait BlockDevice {
     /// Size, limits and capabilities as they are now.
     fn info(&self) -> DeviceInfo;
 
+    /// The limits of [`info`](Self::info) alone, for paths on which a whole chain of those costs too much.
+    fn limits(&self) -> Limits {
+        self.info().limits
+    }
+
     /// Reads `buf.len()` bytes from `at`.
     ///
     /// # Errors
@@ -88,7 +93,8 @@ pub trait BlockDevice {
 
     /// Reads at once if that needs no waiting at all (no I/O, no lock): `true` means that `buf` is filled.
     ///
-    /// `false` says nothing but "use [`read`](Self::read)"; `buf` is then unspecified. This is the fast path of
+    /// `false` says nothing but "use [`read`](Self::read)", and is the answer to a request past the end; `buf` is then
+    /// unspecified. This is the fast path of
     /// servers, free of allocation and of tasks.
     fn read_now(&self, at: u64, buf: &mut [u8]) -> bool {
         let _ = (at, buf);

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use crate::device::{BlockDevice, Preallocation, WriteFlags, ZeroFlags};
-use crate::{BlockStatus, Breakpoints, DeviceInfo, Event, Result};
+use crate::{BlockStatus, Breakpoints, DeviceInfo, Event, Limits, Result};
 
 /// A boxed future that stays on its thread.
 pub type LocalBoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -39,6 +39,7 @@ impl std::fmt::Debug for Node {
 /// [`BlockDevice`] with boxed futures; implemented for every device, never by hand.
 trait DynBlockDevice {
     fn info(&self) -> DeviceInfo;
+    fn limits(&self) -> Limits;
     fn read<'a>(&'a self, at: u64, buf: &'a mut [u8]) -> LocalBoxFuture<'a, Result<()>>;
     fn read_now(&self, at: u64, buf: &mut [u8]) -> bool;
     fn write<'a>(&'a self, at: u64, data: &'a [u8], flags: WriteFlags) -> LocalBoxFuture<'a, Result<()>>;
@@ -61,6 +62,10 @@ trait DynBlockDevice {
 impl<D: BlockDevice> DynBlockDevice for D {
     fn info(&self) -> DeviceInfo {
         BlockDevice::info(self)
+    }
+
+    fn limits(&self) -> Limits {
+        BlockDevice::limits(self)
     }
 
     fn read<'a>(&'a self, at: u64, buf: &'a mut [u8]) -> LocalBoxFuture<'a, Result<()>> {
@@ -135,6 +140,10 @@ impl<D: BlockDevice> DynBlockDevice for D {
 impl BlockDevice for Node {
     fn info(&self) -> DeviceInfo {
         self.0.info()
+    }
+
+    fn limits(&self) -> Limits {
+        self.0.limits()
     }
 
     async fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
@@ -212,6 +221,10 @@ impl BlockDevice for Node {
 impl<D: BlockDevice> BlockDevice for Rc<D> {
     fn info(&self) -> DeviceInfo {
         D::info(self)
+    }
+
+    fn limits(&self) -> Limits {
+        D::limits(self)
     }
 
     async fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {

@@ -1,5 +1,5 @@
 //! What becomes of requests and clients when a node goes, or the power does.
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
 
 mod common;
 

@@ -133,7 +133,8 @@ fn states_have_the_names_of_entries() {
         node.write(1024, &[3; 512], WriteFlags::empty()).await.unwrap();
     });
     let log = device(&log.image());
-    let table: [(&str, Profile, Result<[u8; 3], &str>); 9] = [
+    type Row = (&'static str, Profile, Result<[u8; 3], &'static str>);
+    let table: [Row; 9] = [
         ("all-old", Profile::Block, Ok([1, 0, 0])),
         ("all-new", Profile::Block, Ok([2, 2, 3])),
         ("drop:2", Profile::Block, Ok([1, 0, 3])),

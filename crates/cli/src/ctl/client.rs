@@ -40,6 +40,9 @@ pub(super) struct Client {
     events: VecDeque<Value>,
 }
 
+/// Sets how long a read waits.
+type Patience = Box<dyn Fn(Option<Duration>) -> std::io::Result<()>>;
+
 impl Client {
     pub(super) fn connect(address: &Address) -> Result<Self, Failure> {
         let hint = "hint: name the socket that `blkproof serve --control SOCKET` listens on";
@@ -47,8 +50,7 @@ impl Client {
         let nobody = |error: std::io::Error| {
             Failure::Nobody(anyhow!("{}: {}\n{hint}", told(), without_number(&error.to_string())))
         };
-        let (stream, patience): (Box<dyn Stream>, Box<dyn Fn(Option<Duration>) -> std::io::Result<()>>) = match address
-        {
+        let (stream, patience): (Box<dyn Stream>, Patience) = match address {
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).map_err(nobody)?;
                 let same = stream.try_clone().map_err(nobody)?;

@@ -165,7 +165,7 @@ impl Plan {
         let mut exports = Vec::with_capacity(lab.exports.len());
         for export in lab.exports {
             let rules = match &export.rules_file {
-                Some(name) => wrong.unless(name, |name| read_rules(name)),
+                Some(name) => wrong.unless(name, read_rules),
                 None => Some(export.rules.clone()),
             };
             let mut plan = plan_of(args, export, rules.unwrap_or_default(), seed);

@@ -45,6 +45,8 @@ use crate::rule::{AskDefault, Corruption};
 #[derive(Clone, Debug)]
 pub struct Fault {
     child: Node,
+    /// The child's, which do not change.
+    limits: Limits,
     faults: Rc<Faults>,
     /// The node is known to its lab for as long as it is there.
     _registered: Option<Rc<Registered>>,
@@ -53,7 +55,7 @@ pub struct Fault {
 impl Fault {
     /// Puts rules in front of `child`. `faults` stays the caller's too, to control the node.
     pub fn new(child: Node, faults: Rc<Faults>) -> Self {
-        Self { child, faults, _registered: None }
+        Self { limits: child.limits(), child, faults, _registered: None }
     }
 
     /// Takes a request through its rules.
@@ -286,10 +288,11 @@ impl Drop for Over<'_> {
 
 impl BlockDevice for Fault {
     fn info(&self) -> DeviceInfo {
-        let info = self.child.info();
-        let lba_size = self.faults.lba_size();
-        let limits = Limits { alignment: info.limits.alignment.max(lba_size), ..info.limits };
-        DeviceInfo { driver: "fault", limits, ..info }
+        DeviceInfo { driver: "fault", limits: self.limits(), ..self.child.info() }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { alignment: self.limits.alignment.max(self.faults.lba_size()), ..self.limits }
     }
 
     async fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {

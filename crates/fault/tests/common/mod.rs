@@ -1,5 +1,13 @@
 //! What the tests share: a clock that moves when told, rules in few words, a disk whose every sector says where it is.
-#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic)]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap
+)]
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;

@@ -62,7 +62,8 @@ use blkproof_block::graph::OpenError;
 use blkproof_block::range_lock::RangeLock;
 use blkproof_block::unflushed::Unflushed;
 use blkproof_block::{
-    BlockDevice, BlockStatus, Breakpoints, Capabilities, DeviceInfo, Event, IoError, Preallocation, Result, WriteFlags, ZeroFlags,
+    BlockDevice, BlockStatus, Breakpoints, Capabilities, DeviceInfo, Event, IoError, Preallocation, Result, WriteFlags,
+    ZeroFlags,
 };
 
 pub use bmap::MapError;
