@@ -2,7 +2,7 @@
 //!
 //! `corpus/<format>/` holds images of our own making in the form of `generate/sparse.rs`; what a fuzzer once broke a
 //! parser with is kept as `crash-*`. `BLKPROOF_SEED` is the first seed, `BLKPROOF_MUTATIONS` the number of changes for
-//! each format. `BLKPROOF_WRITE_CORPUS=FOLDER cargo test --test corpus -- --ignored` writes the seeds again, for a
+//! each format. `BLKPROOF_WRITE_CORPUS=FOLDER cargo test --test corpus` writes the seeds again, for a
 //! fuzzer to begin with.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
@@ -127,10 +127,12 @@ fn changed_files_give_a_verdict() {
     }
 }
 
+/// The seeds of a fuzzer, from what the generator makes: for every format, and into `BLKPROOF_WRITE_CORPUS` if that names
+/// a folder.
 #[test]
-#[ignore = "writes files: the seeds of a fuzzer"]
-fn write_corpus() {
-    let folder = PathBuf::from(std::env::var_os("BLKPROOF_WRITE_CORPUS").expect("BLKPROOF_WRITE_CORPUS"));
+fn every_format_has_seeds_to_begin_a_corpus_with() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = std::env::var_os("BLKPROOF_WRITE_CORPUS").map_or_else(|| scratch.path().to_owned(), PathBuf::from);
     let write = |format: Format, name: &str, image: &generate::sparse::Sparse| {
         let folder = folder.join(format.name());
         std::fs::create_dir_all(&folder).unwrap();
@@ -152,5 +154,9 @@ fn write_corpus() {
                 write(base.format, &format!("{}-changed-{seed}", name.trim_end_matches('-')), &image);
             }
         }
+    }
+    for format in FORMATS {
+        let seeds = std::fs::read_dir(folder.join(format.name())).map_or(0, Iterator::count);
+        assert!(seeds >= 4, "{}: {seeds} seeds", format.name());
     }
 }
