@@ -16,7 +16,7 @@ struct Ban {
 
 const BANS: &[Ban] = &[
     Ban {
-        crates: &["block", "fault", "formats", "verify", "nbd", "control", "check", "report"],
+        crates: &["block", "fault", "formats", "verify", "nbd", "control", "check", "sim", "torture", "report"],
         words: &[
             "Instant::now",
             "SystemTime",
@@ -30,19 +30,19 @@ const BANS: &[Ban] = &[
         why: "time, threads and randomness come from outside, so that a run can be repeated",
     },
     Ban {
-        crates: &["fault", "formats", "verify", "nbd", "control"],
+        crates: &["fault", "formats", "verify", "nbd", "control", "sim"],
         words: &["TcpListener", "TcpStream", "UnixListener", "UnixStream", "std::fs", "std::net"],
         except: &["crates/nbd/src/tls"],
         why: "files belong to the `file` node and sockets to the command line",
     },
     Ban {
-        crates: &["block", "fault", "formats", "verify", "nbd", "control", "check", "report"],
+        crates: &["block", "fault", "formats", "verify", "nbd", "control", "check", "sim", "torture", "report"],
         words: &["println!", "eprintln!", "print!(", "process::exit"],
         except: &[],
         why: "a library neither prints nor exits",
     },
     Ban {
-        crates: &["block", "fault", "formats", "verify", "nbd", "control", "check", "report"],
+        crates: &["block", "fault", "formats", "verify", "nbd", "control", "check", "sim", "torture", "report"],
         words: &["HashMap", "HashSet"],
         except: &[],
         why: "iteration order must be the same in every run: BTreeMap",
@@ -54,7 +54,7 @@ const BANS: &[Ban] = &[
         why: "a check reads, and only through its source",
     },
     Ban {
-        crates: &["block", "fault", "formats", "verify", "nbd", "control", "check", "report", "cli"],
+        crates: &["block", "fault", "formats", "verify", "nbd", "control", "check", "sim", "torture", "report", "cli"],
         words: &["todo!(", "unimplemented!(", "#[ignore"],
         except: &[],
         why: "nothing is left open in the code",
@@ -62,7 +62,8 @@ const BANS: &[Ban] = &[
 ];
 
 /// Crates in their order: each depends only on those before it.
-const ORDER: &[&str] = &["block", "fault", "formats", "verify", "nbd", "control", "check", "report", "cli"];
+const ORDER: &[&str] =
+    &["block", "fault", "formats", "verify", "nbd", "control", "check", "sim", "torture", "report", "cli"];
 
 /// Runs every rule.
 pub(crate) fn run() -> anyhow::Result<()> {

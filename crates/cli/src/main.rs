@@ -61,6 +61,23 @@ enum Command {
     Man(completions::ManArgs),
 }
 
+/// `check` as a program of its own: of what the other commands can be told nothing comes into memory, and a wrong command
+/// line is no damaged image.
+///
+/// Who checks an image of many terabytes on a host that has none to spare looks at the memory of the whole process, and
+/// most of it is the program itself (`cargo xtask bench check-1t`).
+#[derive(Parser)]
+#[command(name = "blkproof", version, max_term_width = 100)]
+struct CheckCli {
+    #[command(subcommand)]
+    command: CheckCommand,
+}
+
+#[derive(Subcommand)]
+enum CheckCommand {
+    Check(check::Args),
+}
+
 fn main() -> ExitCode {
     let mut words: Vec<OsString> = std::env::args_os().collect();
     if called_as_qemu_io(words.first()) {
@@ -72,7 +89,11 @@ fn main() -> ExitCode {
         words.drain(..2);
         return io::run(words, false);
     }
-    match parse(&words).command {
+    if words.get(1).is_some_and(|word| word == "check") {
+        let CheckCommand::Check(args) = parse_check(&words).command;
+        return check::run(args);
+    }
+    match Cli::parse_from(&words).command {
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(&args),
         Command::DiffMeta(args) => diff_meta::run(&args),
@@ -91,13 +112,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Reads the command line; ends the program, as clap does, where it is wrong.
+/// Reads the command line of `check`; ends the program, as clap does, where it is wrong.
 ///
 /// But `check` has the exit statuses of `qemu-img check`, where clap's 2 means that an image is damaged.
-fn parse(words: &[OsString]) -> Cli {
-    match Cli::try_parse_from(words) {
+fn parse_check(words: &[OsString]) -> CheckCli {
+    match CheckCli::try_parse_from(words) {
         Ok(cli) => cli,
-        Err(error) if error.use_stderr() && words.get(1).is_some_and(|word| word == "check") => {
+        Err(error) if error.use_stderr() => {
             let _ = error.print();
             std::process::exit(1);
         }

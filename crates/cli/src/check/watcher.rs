@@ -2,17 +2,18 @@
 
 use std::io::{BufWriter, IsTerminal as _, LineWriter, Stderr, Stdout};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use blkproof_check::Report;
 use blkproof_check::watch::{Event, Progress, Wants, Watch};
 use blkproof_report::qcheck::{Printer, Streams};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::messages::print_error;
-use crate::runtime;
 
 /// The wish to stop: the first signal asks for it, the second one ends the program at once.
 #[derive(Clone, Default)]
@@ -30,18 +31,16 @@ impl Stop {
     pub(super) fn listen() -> anyhow::Result<Self> {
         let stop = Self::default();
         let heard = stop.clone();
-        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-            let listening = runtime::block_on(async {
-                loop {
-                    runtime::stop_signal()?.await;
-                    if heard.0.calm.load(Ordering::Acquire) || heard.0.asked.swap(true, Ordering::AcqRel) {
-                        std::process::exit(INTERRUPTED);
-                    }
-                    eprintln!("stopping: what is known so far follows; another signal ends at once");
+        // Without it Ctrl-C ends the program as it always does: nothing to say. No runtime: a check has no use for one,
+        // and its memory is measured.
+        let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) else { return Ok(stop) };
+        std::thread::Builder::new().name("signals".to_owned()).stack_size(64 << 10).spawn(move || {
+            for _ in signals.forever() {
+                if heard.0.calm.load(Ordering::Acquire) || heard.0.asked.swap(true, Ordering::AcqRel) {
+                    std::process::exit(INTERRUPTED);
                 }
-            });
-            // Without it Ctrl-C ends the program as it always does: nothing to say.
-            let _: anyhow::Result<anyhow::Result<()>> = listening;
+                eprintln!("stopping: what is known so far follows; another signal ends at once");
+            }
         })?;
         Ok(stop)
     }
@@ -66,24 +65,21 @@ const PATIENCE: Duration = Duration::from_millis(400);
 pub(super) struct Watcher<'a> {
     stop: &'a Stop,
     printer: Option<Printer<BufWriter<Stdout>, LineWriter<Stderr>>>,
-    bar: ProgressBar,
+    /// Made when it is first drawn: most checks are over by then.
+    bar: OnceLock<ProgressBar>,
     started: Instant,
-    shown: AtomicBool,
+    /// Somebody looks.
+    seen: bool,
 }
 
 impl<'a> Watcher<'a> {
     pub(super) fn new(stop: &'a Stop, streams: Option<Streams>) -> Self {
-        let style = "{msg} {bar:30} {bytes} of {total_bytes} ({bytes_per_sec}, {eta} left)";
-        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
-        if let Ok(style) = ProgressStyle::with_template(style) {
-            bar.set_style(style);
-        }
         let printer = streams.map(|streams| {
             Printer::new(streams, BufWriter::new(std::io::stdout()), LineWriter::new(std::io::stderr()))
         });
         // With streams every line is wanted as it is.
-        let shown = printer.is_some() || !std::io::stderr().is_terminal();
-        Self { stop, printer, bar, started: Instant::now(), shown: AtomicBool::new(shown) }
+        let seen = printer.is_none() && std::io::stderr().is_terminal();
+        Self { stop, printer, bar: OnceLock::new(), started: Instant::now(), seen }
     }
 
     /// A check of this image begins.
@@ -96,7 +92,9 @@ impl<'a> Watcher<'a> {
 
     /// Takes the bar away.
     pub(super) fn clear(&self) {
-        self.bar.finish_and_clear();
+        if let Some(bar) = self.bar.get() {
+            bar.finish_and_clear();
+        }
     }
 
     /// A message of stream `f`.
@@ -108,7 +106,7 @@ impl<'a> Watcher<'a> {
 
     /// Takes the bar away, and prints the rest of the streams; whether there are any.
     pub(super) fn finish(&self, report: &Report) -> bool {
-        self.bar.finish_and_clear();
+        self.clear();
         let Some(printer) = &self.printer else { return false };
         match printer.finish(report) {
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
@@ -135,27 +133,35 @@ impl Watch for Watcher<'_> {
         if let Some(printer) = &self.printer {
             return printer.progress(progress);
         }
+        if !self.seen || self.started.elapsed() < PATIENCE {
+            return;
+        }
+        let bar = self.bar.get_or_init(bar);
         // Each change draws: what stays the same is not set again. Threads may overtake each other, the bar only goes
         // on.
         let total = progress.total.max(progress.done);
-        if self.bar.length() != Some(total) {
-            self.bar.set_length(total);
+        if bar.length() != Some(total) {
+            bar.set_length(total);
         }
-        if self.bar.message() != progress.phase {
-            self.bar.set_message(progress.phase);
-            self.bar.set_position(progress.done);
-            self.bar.reset_eta();
-        } else if self.bar.position() < progress.done {
-            self.bar.set_position(progress.done);
-        }
-        let waited = !self.shown.load(Ordering::Relaxed) && self.started.elapsed() >= PATIENCE;
-        if waited && !self.shown.swap(true, Ordering::Relaxed) {
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        if bar.message() != progress.phase {
+            bar.set_message(progress.phase);
+            bar.set_position(progress.done);
+            bar.reset_eta();
+        } else if bar.position() < progress.done {
+            bar.set_position(progress.done);
         }
     }
 
     fn stop(&self) -> bool {
         self.stop.asked() || self.printer.as_ref().is_some_and(Watch::stop)
+    }
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    match ProgressStyle::with_template("{msg} {bar:30} {bytes} of {total_bytes} ({bytes_per_sec}, {eta} left)") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
     }
 }
 

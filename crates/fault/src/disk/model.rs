@@ -402,6 +402,11 @@ impl Model {
         promised.fold(0, |sum, entry| sum.saturating_add(entry.change.range.len()))
     }
 
+    /// Whether the request may or may not survive: no power cut has decided over it, and no flush.
+    pub fn is_cached(&self, id: ChangeId) -> bool {
+        self.entries.contains_key(&id)
+    }
+
     /// Whether nothing is cached.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

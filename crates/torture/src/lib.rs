@@ -1,0 +1,21 @@
+//! Finds the bug in a block driver, repeats it exactly, and shrinks it to a few lines.
+//!
+//! ```text
+//! seed -> workload -> Plan -> run (target over a simulated disk) -> oracle -> Finding -> shrink -> a smaller Plan
+//! ```
+//!
+//! - [`plan`]: what is done to a driver, written down: requests, faults, cancels, the order of moves, the power cut. The
+//!   plan, not the seed, is what is kept, repeated and shrunk.
+//! - [`workload`]: plans from seeds.
+//! - [`target`]: drivers, and what they promise.
+//! - [`oracle`]: what a client may see (CM 4), and after a power cut (CM 5.6).
+//! - [`run`]: a plan against a target, judged.
+//! - [`mod@shrink`]: the least of a plan that still fails in the same way.
+//!
+//! # Invariants
+//! - A run is a function of its plan and the build. No decision depends on how many others were taken (CM 8.1).
+//! - Whatever a run decides by seed, its outcome names: [`run::Outcome::explicit`] is a plan without chance that runs the
+//!   same.
+//! - The oracle knows what was asked and answered, and nothing else; it never looks at the driver or its disk.
+
+pub mod plan;
