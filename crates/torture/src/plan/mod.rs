@@ -4,13 +4,17 @@
 //! it says by those ids ([`IoKey`], [`MoveKey`]). Where it says nothing, the order is first in, first out, nothing fails,
 //! and nothing is dropped.
 
+mod describe;
 mod text;
+mod validate;
 
 use blkproof_block::{ByteRange, Errno};
 use blkproof_fault::disk::{FlushError, Kind, Profile};
 use blkproof_sim::{FaultDone, IoKey, IoKind, MoveKey, Schedule};
 
-pub use self::text::PlanError;
+pub use self::describe::errno_words;
+pub use self::text::{PlanError, SCHEMA, size_text};
+pub use self::validate::{BLOCK_MAX, REQUEST_MAX, SIZE_MAX, VECTOR_MAX};
 
 /// A client request's number: from 1, below [`OP_MAX`], given once.
 pub type OpId = u32;
@@ -63,6 +67,13 @@ pub struct DiskSpec {
     pub flush_error: FlushError,
     /// Decides what becomes of dropped requests at a drain.
     pub seed: u64,
+}
+
+impl Default for DiskSpec {
+    /// An honest disk of blocks of 512 bytes, whose failed flushes keep the data.
+    fn default() -> Self {
+        Self { block: 512, profile: Profile::Block, kind: Kind::Honest, flush_error: FlushError::Keep, seed: 0 }
+    }
 }
 
 /// One thing a client does.
