@@ -150,24 +150,6 @@ pub enum Act {
     },
 }
 
-impl Act {
-    /// Its word in plans and reports.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Read { .. } => "read",
-            Self::Write { .. } => "write",
-            Self::Zeroes { .. } => "zeroes",
-            Self::Discard { .. } => "discard",
-            Self::Flush => "flush",
-            Self::Drain => "drain",
-            Self::Status { .. } => "status",
-            Self::Resize { .. } => "resize",
-            Self::Reopen => "reopen",
-            Self::Cut { .. } => "cut",
-        }
-    }
-}
-
 /// What a power cut leaves, with requests named by whom they belong to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum CutState {
