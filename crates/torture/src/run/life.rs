@@ -144,6 +144,9 @@ impl<'a> Run<'a> {
         while !self.done() {
             self.launch();
             let Some(key) = self.simulation.choose() else {
+                if self.done() {
+                    break;
+                }
                 if self.launch_barrier() {
                     continue;
                 }

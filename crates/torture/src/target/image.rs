@@ -4,6 +4,8 @@ use std::io;
 
 use blkproof_check::source::Source;
 use blkproof_check::watch::Silent;
+use blkproof_check::code::Severity;
+use blkproof_check::finding::Confidence;
 use blkproof_check::{Format, Options, Verdict, check};
 use blkproof_sim::disk::Content;
 
@@ -25,21 +27,31 @@ pub enum Checked {
     Unchecked,
 }
 
-/// Runs the check of `format` over an image.
-pub fn check_image(image: &Content, format: Format) -> Checked {
+/// Runs the check of `format` over an image. Findings of the codes `harmless` waste space, whatever others call them.
+pub fn check_image(image: &Content, format: Format, harmless: &[&str]) -> Checked {
     let source = Image { pages: image.pages(), len: image.size() };
     let options =
-        Options { format: Some(format), data: true, threads: 1, max_findings: 4, orphans: false, ..Options::default() };
+        Options { format: Some(format), data: true, threads: 1, max_findings: 16, orphans: false, ..Options::default() };
     let report = check(&source, &options, &Silent);
-    let first = report.findings.iter().max_by_key(|finding| finding.severity);
-    let text = || first.map_or_else(|| report.verdict.name().to_owned(), |finding| finding.what.clone());
+    // A guess of the check is no evidence: what a power cut leaves looks like many things.
+    let bad = report.findings.iter().find(|finding| {
+        finding.severity == Severity::Corruption
+            && finding.confidence == Confidence::Certain
+            && !harmless.contains(&finding.code.name)
+    });
+    if let Some(finding) = bad {
+        return Checked::Damaged { code: finding.code.name.to_owned(), text: finding.what.clone() };
+    }
     match report.verdict {
         Verdict::Healthy => Checked::Sound,
-        Verdict::Leaks => Checked::Leaks(text()),
         Verdict::Unsupported => Checked::Unchecked,
-        Verdict::Damaged | Verdict::Undecided => {
-            let code = first.map_or_else(|| report.verdict.name(), |finding| finding.code.name);
-            Checked::Damaged { code: code.to_owned(), text: text() }
+        // Nothing could be made of it.
+        Verdict::Undecided => {
+            let text = report.findings.first().map_or_else(String::new, |finding| finding.what.clone());
+            Checked::Damaged { code: report.verdict.name().to_owned(), text }
+        }
+        Verdict::Leaks | Verdict::Damaged => {
+            Checked::Leaks(report.findings.first().map_or_else(String::new, |finding| finding.what.clone()))
         }
     }
 }
