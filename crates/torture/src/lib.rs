@@ -18,4 +18,6 @@
 //!   same.
 //! - The oracle knows what was asked and answered, and nothing else; it never looks at the driver or its disk.
 
+pub mod finding;
 pub mod plan;
+pub mod shrink;
