@@ -22,5 +22,6 @@ pub mod finding;
 pub mod oracle;
 pub mod plan;
 pub mod run;
+pub mod shrink;
 pub mod stamp;
 pub mod target;
