@@ -19,3 +19,4 @@
 //! - The oracle knows what was asked and answered, and nothing else; it never looks at the driver or its disk.
 
 pub mod plan;
+pub mod workload;
