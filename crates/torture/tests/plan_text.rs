@@ -345,19 +345,18 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         if backwards {
             ids.reverse();
         }
-        let one = |(at, (&id, (act, queue, after, drop_at))): (
-            usize,
-            (&u32, (Act, u8, Vec<prop::sample::Index>, Option<u32>)),
-        )| {
+        let mut list: Vec<Op> = Vec::new();
+        for (&id, (act, queue, after, drop_at)) in ids.iter().zip(ops) {
             let mut earlier: Vec<u32> = Vec::new();
             for index in after {
-                let candidate = (at > 0).then(|| ids[index.index(at)]);
+                let candidate = (!list.is_empty()).then(|| list[index.index(list.len())].id);
                 earlier.extend(candidate.filter(|id| !earlier.contains(id)));
             }
             let alone = matches!(act, Act::Reopen | Act::Cut { .. });
-            Op { id, queue: if alone { 0 } else { queue }, act, after: earlier, drop_at: drop_at.filter(|_| !alone) }
-        };
-        ids.iter().zip(ops).enumerate().map(one).collect()
+            let queue = if alone { 0 } else { queue };
+            list.push(Op { id, queue, act, after: earlier, drop_at: drop_at.filter(|_| !alone) });
+        }
+        list
     })
 }
 

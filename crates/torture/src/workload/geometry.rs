@@ -2,6 +2,7 @@
 
 use super::dice::{Dice, Stream};
 use super::info::{TargetInfo, Variant};
+use crate::plan::SIZE_MAX;
 
 /// The disk of a plan.
 #[derive(Clone, Debug)]
@@ -75,5 +76,6 @@ fn base(dice: Dice, variant: &Variant, size: u64) -> u64 {
         _ => size.saturating_add(dice.below(1, size.min(cluster.saturating_mul(64)))),
     };
     // Also a backing file is made of sectors, more often than not.
+    let around = around.min(SIZE_MAX);
     if dice.chance(2, 600) { aligned(around, 512) } else { around.max(1) }
 }

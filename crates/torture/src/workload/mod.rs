@@ -81,11 +81,13 @@ fn faults(seed: u64, swarm: &Swarm, sent: u64) -> Faults {
             (true, Some(kind)) => FaultAt::NthOf(kind, nth.div_ceil(3)),
             _ => FaultAt::Nth(nth),
         };
+        let sectors = dice.below(12, 8).saturating_add(1).saturating_mul(512);
+        let done = [(FaultDone::Nothing, 6), (FaultDone::All, 2), (FaultDone::First(sectors), 2)];
         faults.named.push(FaultSpec {
             at,
             lasting: dice.chance(8, 400),
             immediate: dice.chance(9, 300),
-            done: FaultDone::Nothing,
+            done: dice.weigh(11, &done).unwrap_or(FaultDone::Nothing),
             errno: dice.pick(10, &[Errno::IO, Errno::NOSPC]).unwrap_or(Errno::IO),
         });
     }

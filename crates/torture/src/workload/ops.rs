@@ -7,7 +7,7 @@ use super::geometry::{Geometry, size};
 use super::place::Place;
 use super::subject;
 use super::swarm::{Kind, Swarm};
-use crate::plan::{Act, CutState, OP_MAX, Op, OpId};
+use crate::plan::{Act, CutState, OP_MAX, Op, OpId, REQUEST_MAX};
 
 /// Sites of decisions about an op.
 mod site {
@@ -180,12 +180,12 @@ impl Writer<'_> {
         }
     }
 
-    /// The cluster that a range begins in, if the disk has all of it: what can be written compressed.
+    /// The cluster that a range begins in, if the disk has all of it and memory too: what can be written compressed.
     fn compressible(&self, range: ByteRange, limit: u64) -> Option<ByteRange> {
         let cluster = self.geometry.variant.cluster.max(1);
         let start = range.start - range.start % cluster;
         let end = start.saturating_add(cluster);
-        (end <= limit).then_some(ByteRange { start, end })
+        (end <= limit && cluster <= REQUEST_MAX).then_some(ByteRange { start, end })
     }
 
     /// A request that may be in flight with the next one of this queue.
@@ -238,7 +238,7 @@ fn pieces(dice: Dice, range: ByteRange, alignment: u64) -> Vec<u32> {
     let unit = alignment.max(1);
     let units = range.len() / unit;
     let count = dice.below(site::PIECE, 5).saturating_add(2).min(units);
-    if count < 2 || range.len() % unit != 0 {
+    if count < 2 || !range.len().is_multiple_of(unit) {
         return Vec::new();
     }
     let mut left = units;

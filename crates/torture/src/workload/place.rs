@@ -164,7 +164,10 @@ impl Place<'_> {
                 self.settle((edge - edge % self.cluster()).saturating_add(within), len)
             }
             Shape::SameTable => {
-                let span = dice.pick(site::WHICH, &self.geometry.variant.spans).unwrap_or(self.cluster() * 8).max(1);
+                let span = dice
+                    .pick(site::WHICH, &self.geometry.variant.spans)
+                    .unwrap_or(self.cluster().saturating_mul(8))
+                    .max(1);
                 let table = start - start % span;
                 let room = span.min(self.limit.saturating_sub(table)).max(1);
                 self.settle(table.saturating_add(dice.below(site::AT, room)), len)
