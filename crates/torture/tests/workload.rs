@@ -92,14 +92,16 @@ fn words(plan: &Plan, index: usize, life: usize, target: &TargetInfo) -> Vec<Str
     }
     let straddles = |at: u64| range.start < at && at < range.end;
     let touches = |at: u64| straddles(at) || range.start == at || range.end == at;
+    // Half a cluster is what a driver may forget; a base that ends with one is found by chance.
+    let odd_base = plan.target.base.filter(|base| base % cluster != 0);
     let over = |span: u64| range.start / span < (range.end - 1) / span && range.len() < 4 * span;
     for (yes, word) in [
         (over(cluster), "over a cluster's end"),
         (variant.spans.iter().any(|span| over(*span)), "over a table's end"),
         (touches(1 << 32), "at 2^32"),
         (straddles(1 << 32), "over 2^32"),
-        (plan.target.base.is_some_and(touches), "at the base's end"),
-        (plan.target.base.is_some_and(straddles), "over the base's end"),
+        (odd_base.is_some_and(touches), "at the base's end"),
+        (odd_base.is_some_and(straddles), "over the base's end"),
         (range.end == plan.target.size, "up to the disk's end"),
         (range.start == 0, "from the disk's start"),
     ] {
@@ -267,8 +269,8 @@ fn everything_occurs_and_no_seed_has_everything() {
         ("over a table's end", 3, 100, 900),
         ("at 2^32", 1, 30, 350),
         ("over 2^32", 1, 20, 350),
-        ("at the base's end", 3, 150, 600),
-        ("over the base's end", 2, 100, 600),
+        ("at the base's end", 10, 110, 500),
+        ("over the base's end", 8, 100, 500),
         ("up to the disk's end", 5, 300, 950),
         ("from the disk's start", 5, 200, 950),
         ("identical", 20, 350, 950),
