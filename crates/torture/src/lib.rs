@@ -25,3 +25,4 @@ pub mod run;
 pub mod shrink;
 pub mod stamp;
 pub mod target;
+pub mod workload;
