@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use blkproof_block::{ByteRange, Errno, IoError, RuleId};
+use blkproof_block::{ByteRange, IoError, RuleId};
 
 use super::armed::Armed;
 use super::draw::Stream;
@@ -103,7 +103,7 @@ pub(super) fn fate(
 
 /// The device is gone for this client.
 fn gone(rule: &RuleId) -> IoError {
-    IoError { injected_by: Some(rule.clone()), ..IoError::new(Errno::NOTCONN) }
+    IoError { injected_by: Some(rule.clone()), ..IoError::gone() }
 }
 
 /// Bytes of the first part of a request that is cut in two. Never all of it, unless it has no units to cut between.

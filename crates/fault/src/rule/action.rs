@@ -54,7 +54,7 @@ pub enum Action {
     },
     /// The request is never answered. It is not done either, unless it was done before the rule looked at it.
     Hang,
-    /// The client's connection is cut instead of an answer (`ENOTCONN`).
+    /// The client's connection is cut instead of an answer.
     Disconnect {
         /// Whether the request is done first.
         done: Done,
