@@ -26,7 +26,7 @@ pub static EVENTS: &[(&str, &str)] = &[
         "a question has no answer, and the rule's default was taken, or nobody waits for it: `node`, `rule`, `ask?`, `why` \
          (`timeout`, `nobody-listens`, `client-gone`, `cancelled`)",
     ),
-    ("SUSPENDED", "a request is parked until `fault-release`: `node`, `tag`"),
+    ("SUSPENDED", "a request is parked until `fault-release`, or at a breakpoint until `resume`: `node`, `tag`"),
     ("RESUMED", "a parked request goes on: `node`, `tag`"),
     (
         "POWER_CUT",

@@ -18,5 +18,5 @@ mod server;
 pub mod wire;
 
 pub use self::error::{Class, Error};
-pub use self::host::{Host, NewImage, OVERLAY_SECTOR};
+pub use self::host::{Draft, Host, NewImage, OVERLAY_SECTOR};
 pub use self::server::{Ended, Server};

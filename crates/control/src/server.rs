@@ -8,14 +8,17 @@
 //!   is told how many it missed (`EVENTS_LOST`);
 //! - commands are futures beside the I/O, and between two of them the I/O has its turn.
 //!
-//! A client that has sent its last byte (a script on `socat`) still gets the replies to what it sent.
+//! A client that has sent its last byte (a script on `socat`) still gets the replies to what it sent. One that is gone
+//! altogether is nobody's: what it waits for, and what it has been asked, ends at once. Its commands may keep the reader
+//! from seeing that, so whoever has the socket says it.
 
 use std::cell::Cell;
+use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 
-use blkproof_block::{LocalBoxFuture, Node};
+use blkproof_block::LocalBoxFuture;
 use blkproof_fault::lab::Lab;
 use blkproof_fault::notice::Notice;
 use futures_lite::future::{or, yield_now};
@@ -28,7 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::commands::{Context, execute};
 use crate::events;
-use crate::host::{Host, NewImage};
+use crate::host::{Draft, Host, NewImage};
 use crate::outbox::Outbox;
 use crate::wire::{self, Command, Input, Limits, Session, encode};
 
@@ -87,7 +90,7 @@ impl Host for Quit {
         self.host.quit();
     }
 
-    fn create<'a>(&'a self, image: NewImage<'a>) -> LocalBoxFuture<'a, Result<Node, String>> {
+    fn create<'a>(&'a self, image: NewImage<'a>) -> LocalBoxFuture<'a, Result<Box<dyn Draft>, String>> {
         self.host.create(image)
     }
 }
@@ -110,11 +113,24 @@ impl Server {
         self.closing.send_replace(Some(if self.quitting.get() { "quit" } else { "stopped" }));
     }
 
-    /// Serves one client until it leaves.
+    /// Serves one client until it leaves. `hung_up` completes when the stream is closed in both directions, which the
+    /// bytes before its end can hide; the client's commands are dropped then.
     ///
     /// # Errors
     /// Whatever the stream fails with; a client that is gone is no error.
-    pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<Ended> {
+    pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        hung_up: impl Future<Output = ()>,
+    ) -> io::Result<Ended> {
+        let hung_up = async {
+            hung_up.await;
+            Ok(Ended::Left)
+        };
+        or(self.converse(stream), hung_up).await
+    }
+
+    async fn converse<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<Ended> {
         let (reader, mut writer) = tokio::io::split(stream);
         let outbox = Outbox::default();
         let clock = self.lab.clock();

@@ -78,7 +78,7 @@ impl Stack {
             node = LogWritesDriver::new(lab).attach(node, to, Some(self.name("log")), &context).await?;
             node = Aligned::wrap(node);
         }
-        if stands(*fault, |part| matches!(part, Part::Fault(_))) {
+        if stands(*fault, |part| part.faults().is_some()) {
             node = Fault::attach(lab, node, Some(self.name("fault")), rules.clone(), &before)?;
             node = Aligned::wrap(node);
         }

@@ -14,8 +14,8 @@ use super::{Context, done, nodes, rules};
 use crate::arguments::Arguments;
 use crate::error::Error;
 
-/// How long `fault-wait` waits where nothing is said.
-const WAIT: Duration = Duration::from_secs(60);
+/// How long `fault-wait` and `wait-break` wait where nothing is said.
+pub(super) const WAIT: Duration = Duration::from_secs(60);
 
 /// Rules read between two turns of the I/O.
 const BURST: usize = 64;

@@ -25,6 +25,8 @@ pub struct Breaks {
     next: Cell<u64>,
     /// Told when a request was parked.
     has_parked: Notify,
+    /// The node is about to go: nothing is parked any more.
+    leaving: Cell<bool>,
 }
 
 struct Parked {
@@ -50,7 +52,14 @@ impl Breaks {
             parked: RefCell::default(),
             next: Cell::new(0),
             has_parked: Notify::new(),
+            leaving: Cell::new(false),
         })
+    }
+
+    /// Removes every breakpoint and lets every request go on, now and later, because the node is about to go.
+    pub fn let_go(&self) {
+        self.leaving.set(true);
+        self.release_all();
     }
 
     /// Whether a breakpoint waits for `event`.
@@ -89,7 +98,7 @@ impl Breaks {
         Stay { breaks: Rc::clone(self), id, resumed }
     }
 
-    fn let_go(&self, parked: Parked) {
+    fn send_on(&self, parked: Parked) {
         (self.say)(&format!("blkdebug: Resuming request '{}'", parked.tag));
         // An error means that the request was dropped this very moment.
         let _ = parked.go_on.send(());
@@ -106,7 +115,7 @@ impl Breaks {
     fn let_all_go(&self, tag: Option<&str>) -> usize {
         let mut count = 0;
         while let Some(parked) = self.take(tag) {
-            self.let_go(parked);
+            self.send_on(parked);
             count += 1;
         }
         count
@@ -115,12 +124,15 @@ impl Breaks {
 
 impl Breakpoints for Breaks {
     fn set(&self, event: Event, tag: &str) {
+        if self.leaving.get() {
+            return;
+        }
         self.pending.borrow_mut().push((event, Rc::from(tag)));
     }
 
     fn resume(&self, tag: &str) -> bool {
         let parked = self.take(Some(tag));
-        parked.map(|parked| self.let_go(parked)).is_some()
+        parked.map(|parked| self.send_on(parked)).is_some()
     }
 
     fn remove(&self, tag: &str) -> bool {
@@ -264,6 +276,18 @@ mod tests {
             assert!(poll_once(&mut stays[0]).await.is_none());
             assert!(poll_once(&mut stays[1]).await.is_some());
         });
+    }
+
+    #[test]
+    fn a_node_that_goes_holds_nothing_any_more() {
+        let (breaks, _) = breaks();
+        breaks.set(Event::Pwritev, "A");
+        let mut stay = Box::pin(breaks.hit(Event::Pwritev).remove(0).over());
+        breaks.set(Event::ReadAio, "B");
+        breaks.let_go();
+        assert!(block_on(poll_once(&mut stay)).is_some());
+        breaks.set(Event::Pwritev, "C");
+        assert!(breaks.pending().is_empty());
     }
 
     #[test]
