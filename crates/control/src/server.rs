@@ -33,7 +33,7 @@ use crate::commands::{Context, execute};
 use crate::events;
 use crate::host::{Draft, Host, NewImage};
 use crate::outbox::Outbox;
-use crate::wire::{self, Command, Input, Limits, Session, encode};
+use crate::wire::{self, Command, Input, Limits, Session, encode, encode_in_turns};
 
 /// Commands of a client that wait for the one before them.
 const QUEUE: usize = 8;
@@ -178,7 +178,7 @@ impl Server {
                     Input::Refused(id, error) => wire::failure(id, &error),
                     Input::Alien => break,
                 };
-                outbox.put(encode(&reply)).await;
+                outbox.put(encode_in_turns(&reply).await).await;
                 yield_now().await;
             }
         };
@@ -265,7 +265,7 @@ async fn out_of_band(context: &Context, urgent: mpsc::Receiver<Command>, outbox:
     let commands = unfold(urgent, |mut urgent| async { urgent.recv().await.map(|command| (command, urgent)) });
     let each = |command| async {
         let reply = answer(context, command).await;
-        outbox.put(encode(&reply)).await;
+        outbox.put(encode_in_turns(&reply).await).await;
     };
     commands.for_each_concurrent(URGENT, each).await;
 }
