@@ -161,8 +161,11 @@ impl Lab {
 
     /// Forgets a node.
     pub fn remove(&self, name: &str) {
-        self.parts.borrow_mut().remove(name);
-        self.switches.borrow_mut().retain(|switch| &*switch.name != name);
+        // What a part holds may be the graph below it, whose nodes come back here when it is dropped.
+        let part = self.parts.borrow_mut().remove(name);
+        let (gone, kept): (Vec<_>, Vec<_>) = self.switches.take().into_iter().partition(|switch| &*switch.name == name);
+        self.switches.replace(kept);
+        drop((part, gone));
     }
 
     /// The node of that name.
