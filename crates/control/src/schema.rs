@@ -519,6 +519,22 @@ pub static COMMANDS: &[Command] = &[
         run: |context, arguments| Box::pin(commands::stats::set_histograms(context, arguments)),
     },
     Command {
+        name: "trace-start",
+        about: "Write a line for each request from now on",
+        arguments: &[optional("node", Kind::Node, "only of this trace node")],
+        returns: "nothing",
+        oob: true,
+        run: |context, arguments| Box::pin(commands::trace::start(context, arguments)),
+    },
+    Command {
+        name: "trace-stop",
+        about: "Write no more lines but those of requests under way. The trace says so, and a replay compares no data then",
+        arguments: &[optional("node", Kind::Node, "only of this trace node")],
+        returns: "nothing; lines reach the file a moment later",
+        oob: true,
+        run: |context, arguments| Box::pin(commands::trace::stop(context, arguments)),
+    },
+    Command {
         name: "quit",
         about: "End the process as SIGTERM does: what is in flight is answered, images are closed",
         arguments: &[],

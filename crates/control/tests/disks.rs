@@ -3,7 +3,11 @@
 
 mod common;
 
+use std::rc::Rc;
+
 use blkproof_block::{BlockDevice as _, Errno, WriteFlags};
+use blkproof_fault::lab::Part;
+use blkproof_fault::trace::{Sink, Trace, TraceOptions};
 use common::{Bench, run};
 use serde_json::json;
 
@@ -153,4 +157,37 @@ fn statistics_are_started_stopped_and_asked_for() {
         client.ok("stats-reset", json!({})).await;
         assert_eq!(client.ok("stats-query", json!({})).await[0]["stats"]["wr_operations"], 0);
     });
+}
+
+#[test]
+fn traces_are_started_and_stopped() {
+    run(async {
+        let bench = Bench::new();
+        let mut client = bench.client().await;
+        let (class, words) = client.refused("trace-start", json!({})).await;
+        assert_eq!((class.as_str(), words.as_str()), ("DeviceNotFound", "there is no trace node in any graph"));
+        let [one, two] = ["one", "two"].map(|name| {
+            let options = TraceOptions { start: false, ..TraceOptions::default() };
+            let trace = Trace::new(name, 512, bench.lab.clock(), Rc::new(Nowhere), options);
+            bench.lab.add(trace.name(), Part::Trace(Rc::clone(&trace))).unwrap();
+            trace
+        });
+        let running = || (one.is_running(), two.is_running());
+        client.ok("trace-start", json!({"node": "two"})).await;
+        assert_eq!(running(), (false, true));
+        client.ok("trace-start", json!({})).await;
+        assert_eq!(running(), (true, true));
+        client.ok("trace-stop", json!({"node": "one"})).await;
+        assert_eq!(running(), (false, true));
+        let (_, words) = client.refused("stats-stop", json!({"node": "one"})).await;
+        assert_eq!(words, "node 'one' is of driver 'trace', and this is for 'stats'");
+    });
+}
+
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn line(&self, _: &str) -> bool {
+        true
+    }
 }

@@ -89,6 +89,7 @@ impl Stack {
             node = Aligned::wrap(Node::new(StatsNode::new(node, counters).registered(registered)));
         }
         if let Some(path) = trace {
+            // Until there is a node for it, nothing is written: what may fail comes before.
             let sink =
                 TraceFiles.open(path).map_err(|error| OpenError::io(format!("opening the trace '{path}'"), error))?;
             let name = Rc::from(self.name("trace"));

@@ -7,6 +7,7 @@ pub(crate) mod fault;
 pub(crate) mod log;
 pub(crate) mod process;
 pub(crate) mod stats;
+pub(crate) mod trace;
 
 mod nodes;
 mod rules;

@@ -8,6 +8,7 @@ use blkproof_fault::filter::Faults;
 use blkproof_fault::lab::Part;
 use blkproof_fault::log_writes::node::WriteLog;
 use blkproof_fault::stats::Stats;
+use blkproof_fault::trace::Trace;
 
 use super::Context;
 use crate::arguments::Arguments;
@@ -63,6 +64,16 @@ impl Kind for WriteLog {
     fn of(part: Part) -> Option<Self> {
         match part {
             Part::Log(log) => Some(log),
+            _ => None,
+        }
+    }
+}
+
+impl Kind for Rc<Trace> {
+    const DRIVER: &'static str = "trace";
+    fn of(part: Part) -> Option<Self> {
+        match part {
+            Part::Trace(trace) => Some(trace),
             _ => None,
         }
     }
