@@ -15,6 +15,7 @@ mod host;
 mod outbox;
 pub mod schema;
 mod server;
+mod voice;
 pub mod wire;
 
 pub use self::error::{Class, Error};

@@ -51,6 +51,26 @@ fn a_session_from_greeting_to_quit() {
     });
 }
 
+/// An event that happened before a reply was ready is on the wire before it, of whatever kind the command is.
+#[test]
+fn events_stand_before_the_replies_that_come_after_them() {
+    run(async {
+        let bench = Bench::new();
+        let mut client = bench.client().await;
+        for (number, execute) in (0..100).zip(["execute", "exec-oob"].into_iter().cycle()) {
+            for event in 0..5 {
+                bench.lab.notices().tell(&Rc::from("n"), gone(number * 5 + event));
+            }
+            client.send(json!({execute: "query-version", "id": number}).to_string()).await;
+            for event in 0..5 {
+                let message = client.next().await.unwrap();
+                assert_eq!(message["data"]["client"], (number * 5 + event).to_string(), "{execute}: {message}");
+            }
+            assert_eq!(client.next().await.unwrap()["id"], number);
+        }
+    });
+}
+
 #[test]
 fn what_can_be_asked_describes_itself() {
     run(async {
