@@ -19,7 +19,7 @@ pub static EVENTS: &[(&str, &str)] = &[
     (
         "FAULT_ASK",
         "a request waits for `fault-answer`; sent to the client that registered for it, and to no other: `node`, `ask`, \
-         `rule`, `operation`, `offset`, `bytes`, `fua`, `timeout` (seconds), `data?` (base64)",
+         `rule`, `operation`, `offset`, `bytes`, `fua`, `timeout` (seconds), `data?` (base64; of its first 3 MiB), `truncated?` (true if there is more of it)",
     ),
     (
         "FAULT_ASK_OVER",
@@ -45,6 +45,9 @@ pub static EVENTS: &[(&str, &str)] = &[
     ("SHUTDOWN", "the process ends: `reason` (`quit` or `stopped`)"),
     ("EVENTS_LOST", "this client reads too slowly, and missed `count` events"),
 ];
+
+/// Bytes of a question's data that are shown: as many as an answer could replace. An event is put together in one turn.
+const SHOWN_MAX: usize = 3 << 20;
 
 /// Whether the client that is `me` hears of it: a question is for the one who is asked.
 pub(crate) fn concerns(notice: &Notice, me: Asked) -> bool {
@@ -79,8 +82,12 @@ pub(crate) fn from_notice(notice: &Notice) -> Value {
             fields.insert("fua".to_owned(), json!(fua));
             fields.insert("timeout".to_owned(), json!(timeout.as_secs_f64()));
             if let Some(data) = data {
-                let text = base64::engine::general_purpose::STANDARD.encode(data);
+                let shown = data.get(..SHOWN_MAX).unwrap_or(data);
+                let text = base64::engine::general_purpose::STANDARD.encode(shown);
                 fields.insert("data".to_owned(), Value::String(text));
+                if shown.len() < data.len() {
+                    fields.insert("truncated".to_owned(), Value::Bool(true));
+                }
             }
             ("FAULT_ASK", fields)
         }
@@ -194,23 +201,28 @@ mod tests {
                 },
             })
         );
-        let ask = told(What::Ask {
-            ask: 9,
-            to: Asked(3),
-            fua: true,
-            rule: RuleId("q".into()),
-            operation: Operation::Write,
-            range: ByteRange::at(512, 2),
-            data: Some(Rc::from([0_u8, 255])),
-            timeout: Duration::from_millis(500),
-        });
+        let ask = |data: Vec<u8>| {
+            told(What::Ask {
+                ask: 9,
+                to: Asked(3),
+                fua: true,
+                rule: RuleId("q".into()),
+                operation: Operation::Write,
+                range: ByteRange::at(512, 2),
+                data: Some(Rc::from(data)),
+                timeout: Duration::from_millis(500),
+            })
+        };
         assert_eq!(
-            ask["data"],
+            ask(vec![0, 255])["data"],
             json!({
                 "node": "n", "ask": 9, "rule": "q", "operation": "write", "offset": 512, "bytes": 2, "fua": true,
                 "timeout": 0.5, "data": "AP8=",
             })
         );
+        let cut = ask(vec![0; SHOWN_MAX + 1]);
+        assert_eq!(cut["data"]["data"].as_str().unwrap().len(), SHOWN_MAX / 3 * 4);
+        assert_eq!(cut["data"]["truncated"], true);
     }
 
     #[test]

@@ -158,7 +158,7 @@ pub static COMMANDS: &[Command] = &[
     },
     Command {
         name: "fault-add",
-        about: "Arm rules: all of them, or none if anything is wrong",
+        about: "Arm rules: all of them, or none if anything is wrong. A node has 10000 at most",
         arguments: &[
             FAULT_NODE,
             required("rule", Kind::Objects, "a rule or a list of rules, with the fields of rule files"),
@@ -298,7 +298,7 @@ pub static COMMANDS: &[Command] = &[
     },
     Command {
         name: "device-error",
-        about: "Fail the next request of a kind: a rule that fires once, behind the other rules",
+        about: "Fail the next request of a kind: a rule that fires once, behind the other rules. Of those that have, the last 16 stay listed",
         arguments: &[
             FAULT_NODE,
             optional(

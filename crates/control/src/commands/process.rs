@@ -42,7 +42,7 @@ fn describe(name: &str, part: &Part) -> Value {
     let mut it = json!({ "node": name, "driver": part.driver() });
     let mut more = match part.faults() {
         Some(faults) => vec![
-            ("rules", json!(faults.list().len())),
+            ("rules", json!(faults.count())),
             ("state", json!(&*faults.state())),
             ("stopped", json!(faults.is_stopped())),
         ],

@@ -24,6 +24,7 @@ mod index;
 mod plan;
 
 use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ use self::fate::{fate, tag_of, wrap};
 use self::index::Index;
 pub use self::plan::{Fate, Fired, Pause, Plan, RuleKey, Share};
 use crate::request::{Operation, Request};
-use crate::rule::{Action, Corruption, Rule, RuleSet, StateName, Until};
+use crate::rule::{Action, Corruption, RULES_MAX, Rule, RuleSet, StateName, Until};
 
 /// Rules at work on one node.
 #[derive(Debug)]
@@ -44,7 +45,12 @@ pub struct Engine {
     seed: u64,
     state: StateName,
     initial: StateName,
+    /// In their order, which is that of their keys.
     rules: Vec<Armed>,
+    /// The keys of `rules`, by id.
+    ids: BTreeMap<Box<str>, RuleKey>,
+    /// Rules that go some time after they are spent, the oldest first.
+    passing: Vec<RuleKey>,
     next_key: u64,
     index: Index,
     /// Bit by event: whether any rule has to do with it.
@@ -55,10 +61,16 @@ pub struct Engine {
     damage: Cell<bool>,
 }
 
-/// A rule that can not be added.
+/// Why rules can not be added.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("there is a rule '{0}' already; remove it first, or give this one another id")]
-pub struct IdTaken(pub RuleId);
+pub enum AddError {
+    /// Two of one id.
+    #[error("there is a rule '{0}' already; remove it first, or give this one another id")]
+    IdTaken(RuleId),
+    /// More than [`RULES_MAX`].
+    #[error("a node has {RULES_MAX} rules at most, and there would be {0}")]
+    TooMany(usize),
+}
 
 /// What a rule has done so far.
 #[derive(Clone, Debug)]
@@ -114,14 +126,16 @@ impl Engine {
     /// An engine with these rules, which are armed at once.
     ///
     /// # Errors
-    /// If two rules have one id.
-    pub fn new(set: RuleSet, now: Duration) -> Result<Self, IdTaken> {
+    /// If two rules have one id, or there are too many.
+    pub fn new(set: RuleSet, now: Duration) -> Result<Self, AddError> {
         let mut engine = Self {
             lba_size: set.lba_size,
             seed: set.seed,
             state: Rc::clone(&set.state),
             initial: set.state,
             rules: Vec::new(),
+            ids: BTreeMap::new(),
+            passing: Vec::new(),
             next_key: 0,
             index: Index::default(),
             events: vec![false; Event::ALL.len()],
@@ -135,17 +149,20 @@ impl Engine {
     /// Adds rules behind those there are: all of them or none.
     ///
     /// # Errors
-    /// If an id is taken.
-    pub fn add(&mut self, rules: Vec<Rule>, now: Duration) -> Result<(), IdTaken> {
-        for (at, rule) in rules.iter().enumerate() {
-            let before = rules.iter().take(at).any(|other| other.id == rule.id);
-            if before || self.rules.iter().any(|armed| armed.rule.id == rule.id) {
-                return Err(IdTaken(rule.id.clone()));
-            }
+    /// If an id is taken, or there would be more than [`RULES_MAX`].
+    pub fn add(&mut self, rules: Vec<Rule>, now: Duration) -> Result<(), AddError> {
+        let count = self.rules.len().saturating_add(rules.len());
+        if count > RULES_MAX {
+            return Err(AddError::TooMany(count));
+        }
+        let mut new = BTreeSet::new();
+        if let Some(twice) = rules.iter().find(|rule| self.ids.contains_key(&rule.id.0) || !new.insert(&rule.id.0)) {
+            return Err(AddError::IdTaken(twice.id.clone()));
         }
         for rule in rules {
             let key = RuleKey(self.next_key);
             self.next_key = self.next_key.saturating_add(1);
+            self.ids.insert(rule.id.0.clone(), key);
             self.rules.push(Armed::new(key, Rc::new(rule), self.seed, self.lba_size, now));
         }
         self.reindex();
@@ -154,15 +171,43 @@ impl Engine {
 
     /// Removes a rule, and the damage it did. `false` if there is none of that id.
     pub fn remove(&mut self, id: &str) -> bool {
-        let before = self.rules.len();
-        self.rules.retain(|armed| &*armed.rule.id.0 != id);
+        let Some(key) = self.ids.remove(id) else { return false };
+        self.rules.retain(|armed| armed.key != key);
         self.reindex();
-        self.rules.len() < before
+        true
+    }
+
+    /// What the rule of that id is known by.
+    pub fn key(&self, id: &str) -> Option<RuleKey> {
+        self.ids.get(id).copied()
+    }
+
+    /// Has the rule go some time after it has fired as often as it may.
+    pub fn set_passing(&mut self, key: RuleKey) {
+        self.passing.push(key);
+    }
+
+    /// Removes the passing rules that are spent, all but the newest `keep`; what they were known by.
+    pub fn forget_spent(&mut self, keep: usize) -> BTreeSet<RuleKey> {
+        let rules = &self.rules;
+        let find = |key: &RuleKey| rules.binary_search_by_key(key, |armed| armed.key).ok().and_then(|at| rules.get(at));
+        self.passing.retain(|key| find(key).is_some());
+        let is_spent = |key: &&RuleKey| find(key).is_some_and(Armed::is_exhausted);
+        let spent: BTreeSet<RuleKey> = self.passing.iter().rev().filter(is_spent).skip(keep).copied().collect();
+        if !spent.is_empty() {
+            self.passing.retain(|key| !spent.contains(key));
+            self.rules.retain(|armed| !spent.contains(&armed.key));
+            self.ids.retain(|_, key| !spent.contains(key));
+            self.reindex();
+        }
+        spent
     }
 
     /// Removes every rule, and the damage they did.
     pub fn clear(&mut self) {
         self.rules.clear();
+        self.ids.clear();
+        self.passing.clear();
         self.reindex();
     }
 
@@ -203,6 +248,11 @@ impl Engine {
         self.lba_size
     }
 
+    /// How many rules there are.
+    pub fn count(&self) -> usize {
+        self.rules.len()
+    }
+
     /// Whether there are no rules at all.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
@@ -227,7 +277,9 @@ impl Engine {
 
     /// How often the rule has fired; `None` if there is no such rule.
     pub fn fired(&self, id: &str) -> Option<u64> {
-        self.rules.iter().find(|armed| &*armed.rule.id.0 == id).map(|armed| armed.fired)
+        let key = self.ids.get(id)?;
+        let at = self.rules.binary_search_by_key(key, |armed| armed.key).ok()?;
+        self.rules.get(at).map(|armed| armed.fired)
     }
 
     /// Takes sectors out of the reach of rules that reassignment cures. Returns how many rules had any of them.

@@ -1,23 +1,27 @@
 //! The handle on a `fault` node: its engine, and everything that waits there.
 
 use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use blkproof_block::{ByteRange, Event, IoError};
+use blkproof_block::{ByteRange, Event, IoError, RuleId};
 use tokio::sync::Notify;
 
 use super::parked::Parked;
 use super::versions::Versions;
 use crate::ask::Asks;
 use crate::clock::SharedClock;
-use crate::engine::{Engine, Fired, IdTaken, OnEvent, Pause, Plan, RuleStatus};
+use crate::engine::{AddError, Engine, Fired, OnEvent, Pause, Plan, RuleStatus};
 use crate::lab::Lab;
 use crate::notice::{Notices, What};
 use crate::power::Switch;
 use crate::request::{Operation, Request};
 use crate::rule::{Rule, RuleSet};
+
+/// Spent rules of [`add_passing`](Faults::add_passing) that are kept.
+pub const SPENT: usize = 16;
 
 /// What is shared between a `fault` node and those who control it.
 ///
@@ -26,6 +30,8 @@ use crate::rule::{Rule, RuleSet};
 pub struct Faults {
     name: Rc<str>,
     engine: RefCell<Engine>,
+    /// The number of the last id that was made up, by what stands before it.
+    generated: RefCell<BTreeMap<Box<str>, u64>>,
     clock: Clocked,
     notices: Notices,
     asks: Rc<Asks>,
@@ -57,11 +63,12 @@ impl Faults {
     /// A node's state, with these rules armed.
     ///
     /// # Errors
-    /// If two rules have one id.
-    pub fn new(name: Rc<str>, rules: RuleSet, lab: &Lab) -> Result<Rc<Self>, IdTaken> {
+    /// If two rules have one id, or there are too many.
+    pub fn new(name: Rc<str>, rules: RuleSet, lab: &Lab) -> Result<Rc<Self>, AddError> {
         let clock = lab.clock();
         Ok(Rc::new(Self {
             name,
+            generated: RefCell::default(),
             engine: RefCell::new(Engine::new(rules, clock.now())?),
             clock: Clocked(clock),
             notices: lab.notices().clone(),
@@ -91,9 +98,61 @@ impl Faults {
     /// Adds rules, armed: all of them or none.
     ///
     /// # Errors
-    /// If an id is taken.
-    pub fn add(&self, rules: Vec<Rule>) -> Result<(), IdTaken> {
+    /// If an id is taken, or there are too many.
+    pub fn add(&self, rules: Vec<Rule>) -> Result<(), AddError> {
         self.engine.borrow_mut().add(rules, self.now())
+    }
+
+    /// Adds rules as [`add`](Self::add) does. Those at the places `unnamed` get ids that are free: `PREFIX-1`, `PREFIX-2`, ….
+    /// Returns the ids of all, in order.
+    ///
+    /// # Errors
+    /// As for [`add`](Self::add).
+    pub fn add_naming(
+        &self,
+        mut rules: Vec<Rule>,
+        unnamed: &BTreeSet<usize>,
+        prefix: &str,
+    ) -> Result<Vec<RuleId>, AddError> {
+        let named = rules.iter().enumerate().filter(|(at, _)| !unnamed.contains(at));
+        let named: BTreeSet<Box<str>> = named.map(|(_, rule)| rule.id.0.clone()).collect();
+        let mut last = self.generated.borrow().get(prefix).copied().unwrap_or(0);
+        for (_, rule) in rules.iter_mut().enumerate().filter(|(at, _)| unnamed.contains(at)) {
+            rule.id = loop {
+                last = last.saturating_add(1);
+                let id = format!("{prefix}-{last}");
+                if self.engine.borrow().key(&id).is_none() && !named.contains(&*id) {
+                    break RuleId(id.into());
+                }
+            };
+        }
+        let ids = rules.iter().map(|rule| rule.id.clone()).collect();
+        self.add(rules)?;
+        self.generated.borrow_mut().insert(prefix.into(), last);
+        Ok(ids)
+    }
+
+    /// Adds a rule, with an id as [`add_naming`](Self::add_naming) makes them up, that is forgotten some time after it has
+    /// fired as often as it may: of such rules the last [`SPENT`] are still there to be asked about.
+    ///
+    /// # Errors
+    /// As for [`add`](Self::add).
+    pub fn add_passing(&self, rule: Rule, prefix: &str) -> Result<Vec<RuleId>, AddError> {
+        self.engine.borrow_mut().forget_spent(SPENT);
+        let ids = self.add_naming(vec![rule], &BTreeSet::from([0]), prefix)?;
+        let mut engine = self.engine.borrow_mut();
+        for key in ids.iter().filter_map(|id| engine.key(&id.0)).collect::<Vec<_>>() {
+            engine.set_passing(key);
+        }
+        Ok(ids)
+    }
+
+    /// Removes every rule and its damage, and lets go whatever they hold.
+    pub fn clear(&self) {
+        self.engine.borrow_mut().clear();
+        self.versions.clear();
+        self.release_all();
+        self.has_fired.notify_waiters();
     }
 
     /// Removes a rule and its damage, and lets go whatever it holds; `false` if there is none of that id.
@@ -109,7 +168,7 @@ impl Faults {
     ///
     /// # Errors
     /// If two rules have one id; nothing has changed then.
-    pub fn replace(&self, rules: RuleSet) -> Result<(), IdTaken> {
+    pub fn replace(&self, rules: RuleSet) -> Result<(), AddError> {
         let engine = Engine::new(rules, self.now())?;
         self.versions.clear();
         *self.engine.borrow_mut() = engine;
@@ -134,6 +193,16 @@ impl Faults {
     /// Every rule with what it has done, in order.
     pub fn list(&self) -> Vec<RuleStatus> {
         self.engine.borrow().list(self.now())
+    }
+
+    /// How many rules there are.
+    pub fn count(&self) -> usize {
+        self.engine.borrow().count()
+    }
+
+    /// How often the rule has fired; `None` if there is no such rule.
+    pub fn fired(&self, id: &str) -> Option<u64> {
+        self.engine.borrow().fired(id)
     }
 
     /// The engine's state.

@@ -31,7 +31,7 @@ use blkproof_block::{
 };
 
 pub use self::driver::{FaultDriver, RuleReader};
-pub use self::faults::Faults;
+pub use self::faults::{Faults, SPENT};
 pub use self::versions::VERSIONS_MAX;
 use self::work::Work;
 use crate::ask::Answer;

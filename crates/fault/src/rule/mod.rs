@@ -18,6 +18,9 @@ pub use self::failure::{Failure, FailureError};
 pub use self::life::{Growth, Life, Rot, Until};
 use crate::request::Operations;
 
+/// Rules of one node, at most: looking at all of them takes no time that a client would notice.
+pub const RULES_MAX: usize = 10_000;
+
 /// Rules, and what holds for all of them.
 #[derive(Clone, PartialEq, Debug)]
 pub struct RuleSet {
