@@ -71,7 +71,7 @@ impl<'a> Voice<'a> {
                     if !events::concerns(&notice, self.me) {
                         continue;
                     }
-                    events::from_notice(&notice)
+                    events::from_notice(&notice, &self.lab.asks())
                 }
                 Err(TryRecvError::Lagged(count)) => {
                     left = left.saturating_sub(usize::try_from(count).unwrap_or(usize::MAX));

@@ -96,7 +96,7 @@ impl Bench {
         let disk = disk.map_err(|taken| anyhow!("{taken}"))?;
         let handle = disk.handle();
         let faults = Faults::new(Rc::from("fault"), RuleSet::default(), &lab)?;
-        faults.set_disks(lab.switches());
+        faults.set_disks(lab.switches())?;
         let notices = lab.notices().listen();
         let witness = Witness::new(Node::new(Fault::new(Node::new(disk), Rc::clone(&faults))));
         let log = witness.log();

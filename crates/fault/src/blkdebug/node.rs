@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use blkproof_block::unflushed::Unflushed;
 use blkproof_block::{
-    BlockDevice, BlockStatus, Breakpoints, ByteRange, DeviceInfo, Errno, Event, IoError, Node, Preallocation, Result,
-    WriteFlags, ZeroFlags,
+    BlockDevice, BlockStatus, Breakpoints, ByteRange, DeviceInfo, Errno, Event, IoError, Limits, Node, Preallocation,
+    Result, WriteFlags, ZeroFlags,
 };
 
 use super::breaks::Breaks;
@@ -36,6 +36,8 @@ pub struct Blkdebug {
     fault: Fault,
     handle: Rc<Handle>,
     limits: LimitOptions,
+    /// What it says of itself; the child's do not change.
+    stated: Limits,
     /// Rules whose error comes without a turn of the event loop.
     immediate: Rc<BTreeSet<Box<str>>>,
     /// Nobody above raises the events of the generic layer.
@@ -50,14 +52,15 @@ pub struct Blkdebug {
 impl Blkdebug {
     /// Puts rules and breakpoints in front of `child`.
     pub fn new(child: Node, handle: Rc<Handle>, limits: LimitOptions, immediate: BTreeSet<Box<str>>) -> Self {
-        let announces = !limits.stated(child.info().limits).needs_help();
+        let stated = limits.stated(child.limits());
         Self {
             fault: Fault::new(child.clone(), Rc::clone(&handle.faults)),
             child,
             handle,
             limits,
+            stated,
             immediate: Rc::new(immediate),
-            announces,
+            announces: !stated.needs_help(),
             no_flush: false,
             unflushed: Rc::default(),
             _registered: None,
@@ -111,10 +114,9 @@ impl Blkdebug {
     }
 
     async fn zero(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        let info = self.info();
         self.check(Operation::WriteZeroes, ByteRange::at(at, len))?;
         // Before any rule is looked at, so that fallbacks are run through too.
-        if len < self.limits.smallest_zero(&info.limits) {
+        if len < self.limits.smallest_zero(&self.stated) {
             return Err(IoError::unsupported());
         }
         let done = self.fault.write_zeroes(at, len, flags).await;
@@ -157,8 +159,11 @@ const fn is_local(event: Event) -> bool {
 
 impl BlockDevice for Blkdebug {
     fn info(&self) -> DeviceInfo {
-        let info = self.child.info();
-        DeviceInfo { driver: "blkdebug", limits: self.limits.stated(info.limits), ..info }
+        DeviceInfo { driver: "blkdebug", limits: self.stated, ..self.child.info() }
+    }
+
+    fn limits(&self) -> Limits {
+        self.stated
     }
 
     async fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
@@ -224,7 +229,7 @@ impl BlockDevice for Blkdebug {
         }
         let range = ByteRange::at(at, len);
         self.check(Operation::Discard, range)?;
-        let done = if len < u64::from(self.info().limits.alignment) {
+        let done = if len < u64::from(self.stated.alignment) {
             Ok(()) // not supported, which counts as done
         } else {
             let done = self.fault.discard(at, len).await;
