@@ -184,6 +184,7 @@ impl BlockDevice for Blkdebug {
             return Ok(());
         }
         self.check(Operation::Write, ByteRange::at(at, data.len() as u64))?;
+        let _change = self.unflushed.change();
         let plain = !flags.contains(WriteFlags::COMPRESSED);
         if plain {
             self.raise_own(Event::Pwritev).await;
@@ -193,7 +194,6 @@ impl BlockDevice for Blkdebug {
         if plain {
             self.raise_own(Event::PwritevDone).await;
         }
-        self.unflushed.changed();
         done
     }
 
@@ -202,15 +202,15 @@ impl BlockDevice for Blkdebug {
     }
 
     async fn write_vm_state(&self, at: u64, data: &[u8]) -> Result<()> {
-        let done = self.child.write_vm_state(at, data).await;
-        self.unflushed.changed();
-        done
+        let _change = self.unflushed.change();
+        self.child.write_vm_state(at, data).await
     }
 
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         if len == 0 {
             return Ok(());
         }
+        let _change = self.unflushed.change();
         self.raise_own(Event::PwritevZero).await;
         let done = match self.zero(at, len, flags).await {
             Err(error) if error.errno == Errno::NOTSUP && self.announces && !flags.contains(ZeroFlags::NO_FALLBACK) => {
@@ -219,7 +219,6 @@ impl BlockDevice for Blkdebug {
             done => done,
         };
         self.raise_own(Event::PwritevDone).await;
-        self.unflushed.changed();
         done
     }
 
@@ -229,13 +228,13 @@ impl BlockDevice for Blkdebug {
         }
         let range = ByteRange::at(at, len);
         self.check(Operation::Discard, range)?;
+        let _change = self.unflushed.change();
         let done = if len < u64::from(self.stated.alignment) {
             Ok(()) // not supported, which counts as done
         } else {
             let done = self.fault.discard(at, len).await;
             self.finish(done).await
         };
-        self.unflushed.changed();
         match done {
             // Advice that can not be taken has been followed.
             Err(error) if error.errno == Errno::NOTSUP => Ok(()),
@@ -263,9 +262,8 @@ impl BlockDevice for Blkdebug {
     }
 
     async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        let done = self.fault.resize(size, preallocation).await;
-        self.unflushed.changed();
-        done
+        let _change = self.unflushed.change();
+        self.fault.resize(size, preallocation).await
     }
 
     async fn drain(&self) -> Result<()> {

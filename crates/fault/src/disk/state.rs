@@ -1,7 +1,7 @@
 //! What a power cut leaves (CM 5.1, 5.2, 5.4).
 //!
 //! Each block picks one of its versions, and the size one of its own; the profile says which picks go together, and the
-//! [plan](super::plan) what a name means. Where the plan is about requests, a run of blocks picks once. Where each block
+//! plan what a name means. Where the plan is about requests, a run of blocks picks once. Where each block
 //! picks for itself, there may be more blocks than anybody can list: beyond 65536 in all, the longest runs pick in
 //! groups.
 
