@@ -15,6 +15,7 @@
 mod catalogue;
 pub mod drivers;
 mod mutant;
+mod targets;
 
 /// Copies of our format drivers, with defects in them.
 #[allow(
@@ -33,3 +34,4 @@ pub mod formats {
 
 pub use catalogue::{Cap, Driver, Entry, Found, catalogue};
 pub use mutant::{Mutant, Planted, planted};
+pub use targets::{Planting, find, targets};

@@ -18,6 +18,7 @@
 //!   same.
 //! - The oracle knows what was asked and answered, and nothing else; it never looks at the driver or its disk.
 
+pub mod campaign;
 pub mod finding;
 pub mod oracle;
 pub mod plan;

@@ -388,18 +388,6 @@ impl Model {
         promised.fold(0, |sum, entry| sum.saturating_add(entry.change.range.len()))
     }
 
-    /// Whether the request may or may not survive: no power cut has decided over it, and no flush.
-    pub fn is_cached(&self, id: ChangeId) -> bool {
-        self.entries.contains_key(&id)
-    }
-
-    /// What is cached, in the order of completion; open requests come last.
-    pub fn by_completion(&self) -> Vec<ChangeId> {
-        let mut ids: Vec<_> = self.entries.iter().map(|(&id, entry)| (entry.completed, id)).collect();
-        ids.sort_by_key(|&(completed, id)| (completed.is_none(), completed, id));
-        ids.into_iter().map(|(_, id)| id).collect()
-    }
-
     /// Whether nothing is cached.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -426,7 +414,7 @@ impl Model {
     }
 
     /// Whether the request is in the cache.
-    pub(super) fn is_cached(&self, id: ChangeId) -> bool {
+    pub fn is_cached(&self, id: ChangeId) -> bool {
         self.entries.contains_key(&id)
     }
 

@@ -167,7 +167,7 @@ impl Model {
     }
 
     /// Every request in the order of completion; what is open comes last.
-    pub(super) fn by_completion(&self) -> Vec<ChangeId> {
+    pub fn by_completion(&self) -> Vec<ChangeId> {
         let mut ids: Vec<_> = self.entries.iter().map(|(&id, entry)| (entry.end_key(), id)).collect();
         ids.sort_unstable();
         ids.into_iter().map(|(_, id)| id).collect()

@@ -102,7 +102,8 @@ impl Damage {
         {
             self.lasting.borrow_mut().push((info.kind, spec.clone()));
         }
-        let lasting = || self.lasting.borrow().iter().find(|(kind, _)| *kind == info.kind).map(|(_, spec)| spec.clone());
+        let lasting =
+            || self.lasting.borrow().iter().find(|(kind, _)| *kind == info.kind).map(|(_, spec)| spec.clone());
         let spec = named.cloned().or_else(lasting).or_else(|| self.at_random(&self.plan.random, info))?;
         // By name from now on, whatever it was called by.
         self.fired.borrow_mut().push(FaultSpec { at: FaultAt::Io(info.key), lasting: false, ..spec.clone() });

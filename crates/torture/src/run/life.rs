@@ -8,7 +8,7 @@ use blkproof_block::graph::OpenError;
 use blkproof_block::nodes::raw;
 use blkproof_block::{BlockDevice, ByteRange, Node};
 use blkproof_sim::disk::{Content, DiskOptions};
-use blkproof_sim::{MoveKey, Owner, Schedule, SimDisk, Simulation, Step, Strategy, Stuck, TaskId};
+use blkproof_sim::{IoKey, MoveKey, Owner, Schedule, SimDisk, Simulation, Step, Strategy, Stuck, TaskId};
 
 use super::adversary::Damage;
 use super::client::{self, Client};
@@ -29,7 +29,13 @@ pub(super) fn go(plan: &Plan, target: &dyn Target, settings: &Settings) -> Outco
         Ok(run) => run,
         Err(text) => {
             let finding = Finding::new("create", "create", text);
-            return Outcome { findings: vec![finding], stats: Stats::default(), digest: 0, explicit: plan.clone() };
+            return Outcome {
+                findings: vec![finding],
+                stats: Stats::default(),
+                digest: 0,
+                undecided: None,
+                explicit: plan.clone(),
+            };
         }
     };
     if let Err(panic) = caught(|| run.go()) {
@@ -76,6 +82,7 @@ struct Run<'a> {
     /// Moves of earlier lives.
     steps: u64,
     touched: Rc<Touched>,
+    undecided: Option<Vec<IoKey>>,
     /// The next id of a request that the plan does not have.
     own: OpId,
 }
@@ -125,6 +132,7 @@ impl<'a> Run<'a> {
             digest: 0,
             steps: 0,
             touched: Rc::new(Touched::by(plan)),
+            undecided: None,
             own: plan.ops.iter().map(|op| op.id).max().unwrap_or(0),
         })
     }
@@ -278,7 +286,8 @@ impl<'a> Run<'a> {
 
     fn stuck_with(&mut self, stuck: &Stuck) {
         let waiting: Vec<_> = stuck.owners().iter().filter(|owner| owner.0 > 0).map(|owner| owner.0).collect();
-        let ops: Vec<_> = waiting.iter().filter_map(|id| self.op(*id)).map(|op| format!("{} ({})", op.id, op.act.name())).collect();
+        let ops: Vec<_> =
+            waiting.iter().filter_map(|id| self.op(*id)).map(|op| format!("{} ({})", op.id, op.act.name())).collect();
         let mut finding = Finding::new("hang", self.client.phase.get(), format!("{stuck}; ops {}", ops.join(", ")));
         finding.op = waiting.first().copied();
         self.report(finding);
@@ -477,7 +486,9 @@ impl<'a> Run<'a> {
         if *planned != point {
             return false;
         }
-        let found = Explorer::one(self.scene(), state, again.as_deref(), &mut self.stats);
+        let scene = self.scene();
+        self.undecided = Some(scene.crash.ios());
+        let found = Explorer::one(scene, state, again.as_deref(), &mut self.stats);
         if let Some(mut finding) = found {
             finding.cut = Some((point, state.clone()));
             self.report(finding);
@@ -605,7 +616,7 @@ impl<'a> Run<'a> {
                 None => CrashPlan::None,
             };
         }
-        Outcome { findings, stats: self.stats, digest: self.digest, explicit }
+        Outcome { findings, stats: self.stats, digest: self.digest, undecided: self.undecided, explicit }
     }
 }
 

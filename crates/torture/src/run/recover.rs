@@ -44,7 +44,12 @@ impl Explorer {
     }
 
     /// Looks into the states of a moment; the first that is not coped with, if there is one.
-    pub(super) fn explore(&mut self, scene: Scene<'_>, point: CutPoint, stats: &mut Stats) -> Option<(Finding, CutState)> {
+    pub(super) fn explore(
+        &mut self,
+        scene: Scene<'_>,
+        point: CutPoint,
+        stats: &mut Stats,
+    ) -> Option<(Finding, CutState)> {
         let count = scene.crash.count();
         stats.points = stats.points.saturating_add(1);
         stats.possible = stats.possible.saturating_add(count.count);
@@ -75,7 +80,8 @@ impl Explorer {
         stats: &mut Stats,
     ) -> Option<Finding> {
         stats.states = stats.states.saturating_add(1);
-        match name_of(&scene.crash, state).and_then(|name| scene.crash.state(&name).map_err(|error| error.to_string())) {
+        match name_of(&scene.crash, state).and_then(|name| scene.crash.state(&name).map_err(|error| error.to_string()))
+        {
             Ok(state) => scene.judge(&state, 0, stats),
             Err(text) => Some(Finding::new("plan", "cut", text)),
         }
@@ -116,7 +122,11 @@ impl Scene<'_> {
         let node = match now(self.target.open(files, self.spec)) {
             Some(Ok(node)) => node,
             Some(Err(error)) => {
-                return Some(Finding::new("I1", "recovery", format!("after a power cut the image does not open: {error}")));
+                return Some(Finding::new(
+                    "I1",
+                    "recovery",
+                    format!("after a power cut the image does not open: {error}"),
+                ));
             }
             None => return Some(Finding::new("I1", "recovery", "after a power cut opening the image does not end")),
         };
@@ -169,7 +179,9 @@ pub(super) fn content_of(crash: &Crash, state: &CutState) -> Result<Content, Str
 fn name_of(crash: &Crash, state: &CutState) -> Result<StateName, String> {
     let change = |io: &IoKey| {
         let there = || crash.ios().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        crash.change(*io).ok_or_else(|| format!("request {io} is not among those that this cut decides over: {}", there()))
+        crash
+            .change(*io)
+            .ok_or_else(|| format!("request {io} is not among those that this cut decides over: {}", there()))
     };
     let all = |ios: &[IoKey]| ios.iter().map(change).collect::<Result<BTreeSet<_>, String>>();
     Ok(match state {

@@ -160,7 +160,9 @@ fn fault_flags(plan: &Plan) -> usize {
         let done = match fault.done {
             FaultDone::Nothing => 0,
             FaultDone::All => 1,
-            FaultDone::First(bytes) | FaultDone::From(bytes) => 2 + usize::try_from(bytes).unwrap_or(1 << 30).min(1 << 30),
+            FaultDone::First(bytes) | FaultDone::From(bytes) => {
+                2 + usize::try_from(bytes).unwrap_or(1 << 30).min(1 << 30)
+            }
         };
         usize::from(fault.lasting) + usize::from(fault.immediate) + usize::from(fault.errno != Errno::IO) + done
     };
@@ -198,18 +200,4 @@ pub(super) fn move_rank(places: &BTreeMap<OpId, u64>, key: blkproof_sim::MoveKey
 /// The smaller of two, and of two equally small ones always the same.
 pub(super) fn smaller(one: &Plan, other: &Plan) -> bool {
     (Cost::of(one), super::key::key(one)) < (Cost::of(other), super::key::key(other))
-}
-
-impl Act {
-    /// The guest's bytes it is about, if it is about some.
-    pub(super) const fn range(&self) -> Option<blkproof_block::ByteRange> {
-        match self {
-            Self::Read { range, .. }
-            | Self::Write { range, .. }
-            | Self::Zeroes { range, .. }
-            | Self::Discard { range }
-            | Self::Status { range } => Some(*range),
-            _ => None,
-        }
-    }
 }
