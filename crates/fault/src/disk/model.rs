@@ -407,6 +407,13 @@ impl Model {
         self.entries.contains_key(&id)
     }
 
+    /// What is cached, in the order of completion; open requests come last.
+    pub fn by_completion(&self) -> Vec<ChangeId> {
+        let mut ids: Vec<_> = self.entries.iter().map(|(&id, entry)| (entry.completed, id)).collect();
+        ids.sort_by_key(|&(completed, id)| (completed.is_none(), completed, id));
+        ids.into_iter().map(|(_, id)| id).collect()
+    }
+
     /// Whether nothing is cached.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -56,6 +56,47 @@ impl Content {
         bytes
     }
 
+    /// Where it holds data, page by page, by place. What is not among them is zero; the last page may reach past the
+    /// end.
+    pub fn pages(&self) -> Vec<(u64, &[u8])> {
+        let mut all = BTreeMap::new();
+        let mut shown = u64::MAX;
+        let mut layer = Some(self);
+        while let Some(content) = layer {
+            for (&number, page) in &content.pages {
+                if number.saturating_mul(PAGE as u64) < shown {
+                    all.entry(number).or_insert((page, shown));
+                }
+            }
+            shown = shown.min(content.below_size);
+            layer = content.below.as_deref();
+        }
+        let mut data = Vec::with_capacity(all.len());
+        for (number, (page, shown)) in all {
+            let at = number.saturating_mul(PAGE as u64);
+            let len = usize::try_from(shown.saturating_sub(at)).unwrap_or(usize::MAX).min(PAGE);
+            if let Page::Data(bytes) = page
+                && let Some(bytes) = bytes.get(..len)
+            {
+                data.push((at, bytes));
+            }
+        }
+        data
+    }
+
+    /// The same bytes, over nothing.
+    #[must_use]
+    pub fn flattened(&self) -> Self {
+        let mut flat = Self::new(self.size);
+        for (at, bytes) in self.pages() {
+            let len = usize::try_from(self.size.saturating_sub(at)).unwrap_or(usize::MAX).min(bytes.len());
+            if let Some(bytes) = bytes.get(..len) {
+                flat.write(at, bytes);
+            }
+        }
+        flat
+    }
+
     /// Copies bytes out; what lies past the end reads as zeroes.
     pub fn read(&self, at: u64, buf: &mut [u8]) {
         for (page, offset, range) in pieces(at, buf.len()) {
@@ -257,6 +298,7 @@ mod tests {
                 }
             }
             assert!(content.to_vec() == plain, "seed {seed}");
+            assert!(content.flattened().to_vec() == plain, "seed {seed}");
         }
     }
 }

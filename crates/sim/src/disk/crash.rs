@@ -72,6 +72,11 @@ impl Crash {
         self.names.iter().filter(|(change, _)| live.contains(change)).map(|(_, key)| *key).collect()
     }
 
+    /// The same in the order in which their callers heard of them; those in flight come last.
+    pub fn completed(&self) -> Vec<IoKey> {
+        self.cache.by_completion().into_iter().filter_map(|change| self.io(change)).collect()
+    }
+
     /// The name by which states speak of a request.
     pub fn change(&self, io: IoKey) -> Option<ChangeId> {
         let live: BTreeSet<_> = self.live().collect();

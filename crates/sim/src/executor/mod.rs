@@ -13,7 +13,7 @@ use self::tasks::Tasks;
 use crate::clock::SimClock;
 use crate::disk::{DiskOptions, SimDisk};
 use crate::key::{MoveKey, Owner};
-use crate::moves::{Board, What};
+use crate::moves::{Board, Move, What};
 use crate::schedule::{Chooser, Hold, Schedule};
 
 /// Tasks and disks, and what is to happen next.
@@ -42,6 +42,8 @@ pub struct Simulation {
     clock: SimClock,
     tasks: Tasks,
     disks: Vec<SimDisk>,
+    /// Decided, and not taken yet.
+    chosen: Option<Move>,
     steps: u64,
 }
 
@@ -55,6 +57,7 @@ impl Simulation {
             chooser: Chooser::new(schedule),
             clock: SimClock::default(),
             disks: Vec::new(),
+            chosen: None,
             steps: 0,
         }
     }
@@ -91,28 +94,43 @@ impl Simulation {
         self.tasks.running() > 0
     }
 
-    /// Takes one move, and says which; `None` if nothing can move, not even time.
-    pub fn step(&mut self) -> Option<MoveKey> {
+    /// Decides which move comes next, without taking it; `None` if nothing can move, not even time.
+    pub fn choose(&mut self) -> Option<MoveKey> {
+        if let Some(chosen) = self.chosen {
+            return Some(chosen.key);
+        }
         loop {
             self.tasks.publish();
-            if self.board.is_empty() {
-                if self.clock.advance() {
-                    continue;
-                }
+            if !self.board.is_empty() {
+                break;
+            }
+            if !self.clock.advance() {
                 return None;
             }
-            let taken = self.board.take(|moves| self.chooser.choose(moves))?;
-            self.steps = self.steps.saturating_add(1);
-            match taken.what {
-                What::Poll(task) => self.tasks.poll(task),
-                What::Disk { disk, slot } => {
-                    if let Some(disk) = self.disks.get(disk) {
-                        disk.advance(slot);
-                    }
+        }
+        self.chosen = self.board.take(|moves| self.chooser.choose(moves));
+        self.chosen.map(|chosen| chosen.key)
+    }
+
+    /// Takes the move that was [chosen](Self::choose).
+    pub fn take(&mut self) {
+        let Some(taken) = self.chosen.take() else { return };
+        self.steps = self.steps.saturating_add(1);
+        match taken.what {
+            What::Poll(task) => self.tasks.poll(task),
+            What::Disk { disk, slot } => {
+                if let Some(disk) = self.disks.get(disk) {
+                    disk.advance(slot);
                 }
             }
-            return Some(taken.key);
         }
+    }
+
+    /// Takes one move, and says which; `None` if nothing can move.
+    pub fn step(&mut self) -> Option<MoveKey> {
+        let key = self.choose()?;
+        self.take();
+        Some(key)
     }
 
     /// Takes moves until no task is running.

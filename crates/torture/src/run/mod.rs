@@ -1,0 +1,60 @@
+//! A plan against a target, judged.
+//!
+//! One run is one [`Simulation`](blkproof_sim::Simulation) for each life of the image between power cuts. The client's
+//! requests are its tasks; the oracle hears of each at its first poll and at its end, so that its order of events is the
+//! order in which the driver was asked and answered. When all requests have ended, faults stop, everything is drained, and
+//! what was touched is read again; then the image is closed, checked, opened, and read once more (CM 4.15).
+//!
+//! Power cuts are looked into *beside* the run: at each moment worth it the run stands still, states of its disk are
+//! opened and judged, and the run goes on as if nothing had been (CM 5.3, 5.4).
+
+mod adversary;
+mod client;
+mod finding;
+mod life;
+mod now;
+mod panics;
+mod recover;
+mod stats;
+
+use crate::plan::Plan;
+use crate::target::Target;
+
+pub use self::finding::Finding;
+pub use self::stats::Stats;
+pub(crate) use self::now::now;
+
+/// Bounds of a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// Moves after which a run counts as endless.
+    pub steps: u64,
+    /// Findings after which a run stops.
+    pub findings: usize,
+    /// Have images checked whenever no driver has them open.
+    pub check: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { steps: 1_000_000, findings: 1, check: true }
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What is wrong, in the order in which it was seen.
+    pub findings: Vec<Finding>,
+    /// What was done.
+    pub stats: Stats,
+    /// Two runs with one digest made the same moves, and their disks gave the same answers.
+    pub digest: u64,
+    /// The plan without chance: every fault that happened, and the order of the run, by name.
+    pub explicit: Plan,
+}
+
+/// Runs a plan.
+pub fn run(plan: &Plan, target: &dyn Target, settings: &Settings) -> Outcome {
+    life::go(plan, target, settings)
+}
