@@ -22,6 +22,7 @@ pub mod finding;
 pub mod oracle;
 pub mod plan;
 pub mod run;
+pub mod shrink;
 pub mod stamp;
 pub mod target;
 pub mod workload;

@@ -16,6 +16,7 @@ mod now;
 mod panics;
 mod recover;
 mod stats;
+mod touched;
 
 use crate::plan::Plan;
 use crate::target::Target;

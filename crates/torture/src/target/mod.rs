@@ -30,6 +30,7 @@ use blkproof_sim::disk::Content;
 
 pub use self::image::{Checked, check_image};
 pub use self::ours::{Qcow2, Raw, Vdi, find, names};
+use crate::oracle;
 use crate::plan::TargetSpec;
 use crate::stamp;
 
@@ -67,6 +68,13 @@ impl Default for Promises {
             forgets_failed_flush: false,
             recovers: true,
         }
+    }
+}
+
+impl Promises {
+    /// What of them the oracle of a client has to know.
+    pub(crate) fn of_client(&self) -> oracle::Promises {
+        oracle::Promises { failed_flush_forgets: self.forgets_failed_flush, ..oracle::Promises::default() }
     }
 }
 
