@@ -7,6 +7,7 @@ use blkproof_block::ByteRange;
 use blkproof_fault::disk::{FlushError, Profile as Survives};
 use blkproof_sim::Strategy;
 use blkproof_torture::plan::{Act, CrashPlan, CutState, FaultAt, Op, Plan};
+use blkproof_torture::target;
 use blkproof_torture::workload::{Features, Profile, TargetInfo, Variant, generate};
 
 fn variant(cluster: u64, spans: &[u64], size: u64, base: bool) -> Variant {
@@ -481,4 +482,23 @@ fn odd_targets() {
     }
     assert_eq!(Profile::named("deep"), Some(Profile::DEEP));
     assert_eq!(Profile::named("deeper"), None);
+}
+
+#[test]
+fn every_target_gets_plans_it_can_make_images_for() {
+    for name in target::names() {
+        let target = target::find(name).unwrap();
+        let info = TargetInfo::of(target, Features::ALL);
+        assert_eq!(info.variants.iter().any(|variant| variant.base), target.takes_base(), "{name}");
+        let mut based = 0;
+        for seed in 0..60 {
+            let plan = generate(seed, &info, &Profile::QUICK);
+            plan.validate().unwrap_or_else(|error| panic!("{name}, seed {seed}: {error}"));
+            based += u64::from(plan.target.base.is_some());
+            if let Err(error) = target.create(&plan.target) {
+                panic!("{name}, seed {seed}: {error}: {:?}", plan.target);
+            }
+        }
+        assert_eq!(based > 10, target.takes_base(), "{name}: {based} of 60 over a base");
+    }
 }

@@ -15,7 +15,10 @@ pub(super) struct Geometry {
 pub(super) fn draw(seed: u64, target: &TargetInfo) -> Geometry {
     let dice = Dice::new(seed, Stream::Geometry, 0);
     let index = usize::try_from(dice.below(0, target.variants.len() as u64)).unwrap_or(0);
-    let variant = target.variants.get(index).cloned().unwrap_or_else(plain);
+    let mut variant = target.variants.get(index).cloned().unwrap_or_else(plain);
+    // A plan has them by name, each once.
+    variant.options.sort();
+    variant.options.dedup_by(|later, earlier| later.0 == earlier.0);
     let size = size(Dice::new(seed, Stream::Geometry, 1), &variant, variant.size);
     let base = variant.base.then(|| base(Dice::new(seed, Stream::Geometry, 2), &variant, size));
     Geometry { variant, size, base }

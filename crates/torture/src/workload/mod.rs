@@ -8,6 +8,7 @@
 mod dice;
 mod geometry;
 mod info;
+mod of;
 mod ops;
 mod place;
 mod profile;
