@@ -28,6 +28,8 @@ mod history;
 mod judge;
 mod ops;
 mod size;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod unit;
 mod violation;

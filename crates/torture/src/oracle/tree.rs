@@ -202,7 +202,7 @@ mod tests {
         tree.visit(0, units, |start, len, value| runs.push((start, len, value.map(|value| **value))));
         assert_eq!(runs, [(0, 3, None), (3, units - 4, Some(1)), (units - 1, 1, Some(2))]);
         let mut none = 0;
-        tree.visit(5, 5, |..| none += 1);
+        tree.visit(5, 5, |_, _, _| none += 1);
         assert_eq!(none, 0);
     }
 }
