@@ -1,5 +1,7 @@
 //! Comparing what was found with what may be there.
 
+#![allow(clippy::cast_possible_truncation, reason = "differences of addresses inside a buffer")]
+
 use std::borrow::Cow;
 use std::rc::Rc;
 

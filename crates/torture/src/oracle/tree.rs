@@ -4,12 +4,14 @@
 //! have one value is that value, so that a change of a terabyte touches some hundred words; elsewhere a unit takes one
 //! word of eight bytes, the pointer to a value shared by all units that have it.
 
+#![allow(clippy::cast_possible_truncation, reason = "indices are below the sizes of nodes")]
+
 use std::rc::Rc;
 
-/// Units of a leaf.
-const LEAF: u64 = 512;
+/// Units of a leaf. Small, as a request far from all others takes a whole one.
+const LEAF: u64 = 64;
 /// Children of an inner node.
-const FAN: u64 = 64;
+const FAN: u64 = 16;
 
 #[derive(Debug)]
 enum Node<T> {

@@ -106,6 +106,15 @@ impl State {
 
     /// A request touches the bytes from `from` to before `to`.
     pub(super) fn touched(&self, from: u16, to: u16, op: OpId, ops: &Ops, horizon: Time) -> Self {
+        if let ([whole], 0, UNIT) = (&self.pieces[..], from, to) {
+            // By far the most frequent case; a plain copy would have no room for one more.
+            let mut live = Vec::with_capacity(whole.live.len() + 1);
+            live.extend_from_slice(&whole.live);
+            let (pins, older) = (whole.pins.clone(), whole.older.clone());
+            let mut piece = Piece { from, to, live, pins, older, glimpse: whole.glimpse };
+            piece.push(op, ops, horizon);
+            return Self { pieces: vec![piece], life: self.life };
+        }
         let mut state = self.cut_at(from, to);
         let inside = state.pieces.iter_mut().filter(|piece| from <= piece.from && piece.to <= to);
         inside.for_each(|piece| piece.push(op, ops, horizon));
@@ -162,12 +171,15 @@ impl Piece {
     fn absorb(&mut self, ops: &Ops, horizon: Time) {
         while self.pins.first().is_some_and(|pin| pin.since < horizon) {
             let pin = self.pins.remove(0);
-            for op in std::mem::take(&mut self.live) {
-                match pin.rules_out(op, ops) {
-                    true => self.retire(op, pin.only(), ops),
-                    false => self.live.push(op),
+            let mut live = std::mem::take(&mut self.live);
+            live.retain(|&op| {
+                let gone = pin.rules_out(op, ops);
+                if gone {
+                    self.retire(op, pin.only(), ops);
                 }
-            }
+                !gone
+            });
+            self.live = live;
         }
     }
 
@@ -175,12 +187,15 @@ impl Piece {
         self.absorb(ops, horizon);
         let floor = self.floor(ops, horizon);
         if self.live.iter().any(|&op| ops.settled(op) < floor) {
-            for op in std::mem::take(&mut self.live) {
-                match ops.settled(op) < floor {
-                    true => self.retire(op, INITIAL, ops),
-                    false => self.live.push(op),
+            let mut live = std::mem::take(&mut self.live);
+            live.retain(|&op| {
+                let kept = ops.settled(op) >= floor;
+                if !kept {
+                    self.retire(op, INITIAL, ops);
                 }
-            }
+                kept
+            });
+            self.live = live;
         }
         let durable = self.live.iter().filter(|&&op| ops.durable(op)).map(|&op| ops.at(op).submit).max();
         self.older = self.older.take_if(|older| durable.is_none_or(|durable| older.settled >= durable));
