@@ -78,7 +78,9 @@ pub(super) struct State {
     life: u32,
 }
 
-const UNIT: u16 = SLICE as u16;
+/// Bytes of a unit.
+#[allow(clippy::cast_possible_truncation, reason = "it is 512")]
+pub(super) const UNIT: u16 = SLICE as u16;
 /// Chains are looked through whenever they have grown by this.
 const SWEEP: u32 = 32;
 

@@ -1,5 +1,7 @@
 //! The oracle against the definitions, and against plants.
 
+#![allow(clippy::cast_possible_truncation, reason = "disks are small here")]
+
 mod reference;
 mod rules;
 
