@@ -1,5 +1,7 @@
 //! Comparing what was found with what may be there.
 
+#![allow(clippy::cast_possible_truncation, reason = "differences of addresses inside a buffer")]
+
 use std::borrow::Cow;
 use std::rc::Rc;
 
@@ -100,7 +102,7 @@ impl Oracle {
             }
             // Where nobody's bytes are to be compared, units of a run differ only by what the base shows.
             let stride = match found {
-                Found::Zeroes if part == (0, SLICE as u16) => {
+                Found::Zeroes if part == (0, super::unit::UNIT) => {
                     let whole = range.end / UNIT;
                     let until = if unit * UNIT < self.base { self.base / UNIT } else { whole };
                     until.min(end).min(whole).max(unit + 1)

@@ -28,6 +28,8 @@ mod history;
 mod judge;
 mod ops;
 mod size;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod unit;
 mod violation;
@@ -194,7 +196,7 @@ impl Oracle {
             self.units.visit(from, to, |start, len, state| {
                 let state = state.unwrap_or(untouched);
                 let (first, last) = match whole {
-                    true => (0, SLICE as u16),
+                    true => (0, unit::UNIT),
                     false => part_of_unit(range, start),
                 };
                 let touched = match state.is_past(ops) {

@@ -4,12 +4,14 @@
 //! have one value is that value, so that a change of a terabyte touches some hundred words; elsewhere a unit takes one
 //! word of eight bytes, the pointer to a value shared by all units that have it.
 
+#![allow(clippy::cast_possible_truncation, reason = "indices are below the sizes of nodes")]
+
 use std::rc::Rc;
 
-/// Units of a leaf.
-const LEAF: u64 = 512;
+/// Units of a leaf. Small, as a request far from all others takes a whole one.
+const LEAF: u64 = 64;
 /// Children of an inner node.
-const FAN: u64 = 64;
+const FAN: u64 = 16;
 
 #[derive(Debug)]
 enum Node<T> {
@@ -202,7 +204,7 @@ mod tests {
         tree.visit(0, units, |start, len, value| runs.push((start, len, value.map(|value| **value))));
         assert_eq!(runs, [(0, 3, None), (3, units - 4, Some(1)), (units - 1, 1, Some(2))]);
         let mut none = 0;
-        tree.visit(5, 5, |..| none += 1);
+        tree.visit(5, 5, |_, _, _| none += 1);
         assert_eq!(none, 0);
     }
 }

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use super::ops::{INITIAL, NEVER, Ops, Time};
+use super::ops::{INITIAL, Ops, Time};
 use crate::plan::OpId;
 use crate::stamp::SLICE;
 
@@ -41,6 +41,20 @@ pub(super) struct Pin {
     pub(super) values: Vec<OpId>,
 }
 
+impl Pin {
+    fn rules_out(&self, op: OpId, ops: &Ops) -> bool {
+        ops.at(op).submit < self.since && !self.values.contains(&op)
+    }
+
+    /// What it found, if that is certain; else `INITIAL`.
+    fn only(&self) -> OpId {
+        match self.values[..] {
+            [only] => only,
+            _ => INITIAL,
+        }
+    }
+}
+
 /// Some bytes of a unit.
 #[derive(Clone, Debug)]
 pub(super) struct Piece {
@@ -49,7 +63,8 @@ pub(super) struct Piece {
     pub(super) to: u16,
     /// In order of submission.
     pub(super) live: Vec<OpId>,
-    pub(super) pin: Option<Pin>,
+    /// In order of time; those not yet turned into what `live` is, for the sake of a read in flight.
+    pub(super) pins: Vec<Pin>,
     /// What the latest read to tell found while something was under way, and when it ended.
     pub(super) glimpse: Option<(Time, OpId)>,
     older: Option<Rc<Older>>,
@@ -63,14 +78,16 @@ pub(super) struct State {
     life: u32,
 }
 
-const UNIT: u16 = SLICE as u16;
+/// Bytes of a unit.
+#[allow(clippy::cast_possible_truncation, reason = "it is 512")]
+pub(super) const UNIT: u16 = SLICE as u16;
 /// Chains are looked through whenever they have grown by this.
 const SWEEP: u32 = 32;
 
 impl State {
     /// A unit that nothing has touched.
     pub(super) fn untouched(ops: &Ops) -> Self {
-        let whole = Piece { from: 0, to: UNIT, live: vec![INITIAL], pin: None, glimpse: None, older: None };
+        let whole = Piece { from: 0, to: UNIT, live: vec![INITIAL], pins: Vec::new(), glimpse: None, older: None };
         Self { pieces: vec![whole], life: ops.life() }
     }
 
@@ -84,13 +101,22 @@ impl State {
         let after = |piece: &Piece| {
             let mut live = Vec::new();
             piece.survivors(ops, &mut live);
-            Piece { live, pin: None, glimpse: None, older: None, ..*piece }
+            Piece { live, pins: Vec::new(), glimpse: None, older: None, from: piece.from, to: piece.to }
         };
         Self { pieces: self.pieces.iter().map(after).collect(), life: ops.life() }
     }
 
     /// A request touches the bytes from `from` to before `to`.
     pub(super) fn touched(&self, from: u16, to: u16, op: OpId, ops: &Ops, horizon: Time) -> Self {
+        if let ([whole], 0, UNIT) = (&self.pieces[..], from, to) {
+            // By far the most frequent case; a plain copy would have no room for one more.
+            let mut live = Vec::with_capacity(whole.live.len() + 1);
+            live.extend_from_slice(&whole.live);
+            let (pins, older) = (whole.pins.clone(), whole.older.clone());
+            let mut piece = Piece { from, to, live, pins, older, glimpse: whole.glimpse };
+            piece.push(op, ops, horizon);
+            return Self { pieces: vec![piece], life: self.life };
+        }
         let mut state = self.cut_at(from, to);
         let inside = state.pieces.iter_mut().filter(|piece| from <= piece.from && piece.to <= to);
         inside.for_each(|piece| piece.push(op, ops, horizon));
@@ -117,9 +143,8 @@ impl Piece {
     /// replaced before the read was sent, and no earlier read has ruled out.
     pub(super) fn allowed<'a>(&'a self, ops: &'a Ops, start: Time) -> impl DoubleEndedIterator<Item = OpId> + 'a {
         let floor = self.floor(ops, start);
-        let pin = self.pin.as_ref().filter(|pin| pin.since < start);
         self.live.iter().copied().filter(move |&op| {
-            let forgotten = pin.is_some_and(|pin| ops.at(op).submit < pin.since && !pin.values.contains(&op));
+            let forgotten = self.pins.iter().any(|pin| pin.since < start && pin.rules_out(op, ops));
             ops.settled(op) >= floor && !forgotten
         })
     }
@@ -130,48 +155,49 @@ impl Piece {
         excluding.map(|&op| ops.at(op).submit).max().unwrap_or(0)
     }
 
-    /// Whether nothing was under way at any moment since `start`.
+    /// Whether nothing that counts was under way at any moment since `start`. What was dropped and may no longer land does
+    /// not count.
     pub(super) fn is_quiet(&self, ops: &Ops, start: Time) -> bool {
-        self.live.iter().all(|&op| ops.ended(op) < start)
+        self.allowed(ops, start).all(|op| ops.ended(op) < start)
     }
 
     /// A read that ended at `now` found one of `values`, nothing being under way. No read in flight was sent before
     /// `horizon`.
     pub(super) fn settle(&mut self, values: Vec<OpId>, now: Time, ops: &Ops, horizon: Time) {
         self.glimpse = None;
-        if horizon <= now {
-            // A read in flight may have seen what was there before.
-            self.pin = Some(Pin { since: now, values });
-            return;
+        self.pins.push(Pin { since: now, values });
+        self.absorb(ops, horizon);
+    }
+
+    /// Forgets what reads have ruled out, unless a read in flight may have seen what was there before.
+    fn absorb(&mut self, ops: &Ops, horizon: Time) {
+        while self.pins.first().is_some_and(|pin| pin.since < horizon) {
+            let pin = self.pins.remove(0);
+            let mut live = std::mem::take(&mut self.live);
+            live.retain(|&op| {
+                let gone = pin.rules_out(op, ops);
+                if gone {
+                    self.retire(op, pin.only(), ops);
+                }
+                !gone
+            });
+            self.live = live;
         }
-        let passed = match values[..] {
-            [only] => only,
-            _ => INITIAL,
-        };
-        for op in std::mem::take(&mut self.live) {
-            if !values.contains(&op) {
-                self.retire(op, passed, ops);
-            }
-        }
-        self.live = values;
-        self.pin = None;
     }
 
     fn push(&mut self, op: OpId, ops: &Ops, horizon: Time) {
-        if let Some(pin) = self.pin.take_if(|pin| pin.since < horizon) {
-            let later: Vec<_> = self.live.iter().copied().filter(|&op| ops.at(op).submit > pin.since).collect();
-            self.live.retain(|&op| ops.at(op).submit < pin.since);
-            self.settle(pin.values, pin.since, ops, NEVER);
-            self.live.extend(later);
-        }
+        self.absorb(ops, horizon);
         let floor = self.floor(ops, horizon);
         if self.live.iter().any(|&op| ops.settled(op) < floor) {
-            for op in std::mem::take(&mut self.live) {
-                match ops.settled(op) < floor {
-                    true => self.retire(op, INITIAL, ops),
-                    false => self.live.push(op),
+            let mut live = std::mem::take(&mut self.live);
+            live.retain(|&op| {
+                let kept = ops.settled(op) >= floor;
+                if !kept {
+                    self.retire(op, INITIAL, ops);
                 }
-            }
+                kept
+            });
+            self.live = live;
         }
         let durable = self.live.iter().filter(|&&op| ops.durable(op)).map(|&op| ops.at(op).submit).max();
         self.older = self.older.take_if(|older| durable.is_none_or(|durable| older.settled >= durable));
@@ -215,11 +241,9 @@ impl Piece {
         let floor = self.durable_floor(ops);
         let overtaken = |older: &&Older| older.passed != INITIAL && ops.durable(older.op) && ops.durable(older.passed);
         let older = self.chain().filter(|older| !overtaken(older)).map(|older| older.op);
-        let pinned = |op: &OpId| match self.pin.as_ref().map(|pin| (pin.since, &pin.values[..])) {
-            Some((since, &[only])) => {
-                *op == only || ops.at(*op).submit > since || !ops.durable(*op) || !ops.durable(only)
-            }
-            _ => true,
+        let pinned = |op: &OpId| {
+            let only = self.pins.iter().find(|pin| pin.rules_out(*op, ops)).map_or(INITIAL, Pin::only);
+            only == INITIAL || !ops.durable(*op) || !ops.durable(only)
         };
         let live = self.live.iter().copied().filter(pinned);
         survivors.extend(older.chain(live).filter(|&op| ops.settled(op) >= floor && ops.sent(op)));

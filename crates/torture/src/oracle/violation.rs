@@ -174,7 +174,7 @@ impl Oracle {
         let excluders: Vec<_> =
             touched.iter().copied().filter(|&op| op != INITIAL && ops.excludes(op) && ops.ended(op) < start).collect();
         let before = |one: OpId, two: OpId| ops.settled(one) < ops.at(two).submit;
-        let winner = excluders.iter().copied().filter(|&op| holder.is_none_or(|holder| before(holder, op))).last();
+        let winner = excluders.iter().copied().rfind(|&op| holder.is_none_or(|holder| before(holder, op)));
         // Nothing of this life replaced it: what a power cut had to leave is gone.
         if let Some(winner) = winner.filter(|&op| ops.at(op).life < ops.life()) {
             let flushed = excluders.iter().any(|&op| ops.flushed(op) && holder.is_none_or(|holder| before(holder, op)));
