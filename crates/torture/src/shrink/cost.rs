@@ -160,7 +160,9 @@ fn fault_flags(plan: &Plan) -> usize {
         let done = match fault.done {
             FaultDone::Nothing => 0,
             FaultDone::All => 1,
-            FaultDone::First(bytes) | FaultDone::From(bytes) => 2 + usize::try_from(bytes).unwrap_or(1 << 30).min(1 << 30),
+            FaultDone::First(bytes) | FaultDone::From(bytes) => {
+                2 + usize::try_from(bytes).unwrap_or(1 << 30).min(1 << 30)
+            }
         };
         usize::from(fault.lasting) + usize::from(fault.immediate) + usize::from(fault.errno != Errno::IO) + done
     };

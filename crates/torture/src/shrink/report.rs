@@ -117,11 +117,6 @@ pub struct Shrunk {
 impl Shrunk {
     /// To go on from here with [`resume`](super::resume).
     pub fn checkpoint(&self) -> Checkpoint {
-        Checkpoint {
-            plan: self.plan.clone(),
-            original: self.original,
-            runs: self.runs,
-            others: self.others.clone(),
-        }
+        Checkpoint { plan: self.plan.clone(), original: self.original, runs: self.runs, others: self.others.clone() }
     }
 }

@@ -34,8 +34,7 @@ pub(super) fn ddmin(search: &mut Search<'_>, list: impl Fn(&Plan) -> Vec<Element
     let mut piece = list(search.best()).len();
     while piece > 0 {
         let elements = list(search.best());
-        let edits: Vec<Edit> =
-            elements.chunks(piece).map(|piece| removal(piece.to_vec(), Referrers::Bridge)).collect();
+        let edits: Vec<Edit> = elements.chunks(piece).map(|piece| removal(piece.to_vec(), Referrers::Bridge)).collect();
         search.sweep(&edits);
         piece = if piece == 1 { 0 } else { piece.div_ceil(2) };
     }

@@ -19,12 +19,11 @@ pub(super) fn edits(plan: &Plan) -> Vec<Edit> {
     edits.extend([2 << 20, 1 << 20, granule(plan), 4096, BLOCK].map(compact));
     edits.push(squeeze());
     // Requests about the same bytes stay so; then those that overlap; then each alone.
-    let ranges: BTreeSet<(u64, u64)> = plan.ops.iter().filter_map(range_of).map(|range| (range.start, range.end)).collect();
+    let ranges: BTreeSet<(u64, u64)> =
+        plan.ops.iter().filter_map(range_of).map(|range| (range.start, range.end)).collect();
     for &(start, end) in &ranges {
         let range = ByteRange { start, end };
-        edits.extend(shorter(range).into_iter().map(|new| {
-            map(move |_, one| if one == range { new } else { one })
-        }));
+        edits.extend(shorter(range).into_iter().map(|new| map(move |_, one| if one == range { new } else { one })));
     }
     for whole in overlapping(&ranges) {
         for start in plain_starts(plan, whole) {
@@ -37,7 +36,9 @@ pub(super) fn edits(plan: &Plan) -> Vec<Edit> {
         let mut new = shorter(range);
         new.extend(plain_starts(plan, range).into_iter().map(|start| moved(range, range.start, start)));
         if plan.ops.len() <= PAIRS {
-            new.extend(ranges.iter().map(|&(start, end)| ByteRange { start, end }).filter(|one| one.len() < range.len()));
+            new.extend(
+                ranges.iter().map(|&(start, end)| ByteRange { start, end }).filter(|one| one.len() < range.len()),
+            );
         }
         edits.extend(new.into_iter().map(|new| map(move |op, one| if op.id == id { new } else { one })));
     }
