@@ -717,7 +717,9 @@ fn neighbours(plan: &Plan) -> Vec<(String, Plan)> {
         }
     }
     for index in 0..plan.faults.named.len() {
-        add(format!("fault {index}"), &|plan| drop(plan.faults.named.remove(index)));
+        add(format!("fault {index}"), &|plan| {
+            plan.faults.named.remove(index);
+        });
     }
     for index in 0..plan.schedule.holds.len() {
         add(format!("hold {index}"), &|plan| {

@@ -150,7 +150,8 @@ fn disk() -> Vec<Edit> {
 
 /// Smaller disks, base images and resizes: as small as the requests allow, in units, and in between.
 ///
-/// A disk is not made smaller than what is asked of it, unless it grows later: requests beyond the end are another plan.
+/// A disk is not made smaller than what is asked of it, unless it grows later: requests beyond the end are another
+/// plan.
 fn sizes(plan: &Plan) -> Vec<Edit> {
     let end = plan.ops.iter().filter_map(|op| op.act.range()).map(|range| range.end).max().unwrap_or(0);
     let unit = granule(plan);
