@@ -87,7 +87,7 @@ fn place(range: blkproof_block::ByteRange, unit: u64, size: u64) -> u64 {
         0 => 0,
         start if start % unit == 0 => 1,
         _ if range.end == size => 2,
-        start if start % 512 == 0 && range.end % 512 == 0 => 3,
+        start if start % 512 == 0 && range.end.is_multiple_of(512) => 3,
         _ => 4,
     }
 }

@@ -18,8 +18,8 @@ pub enum Verdict {
 
 /// Runs candidates.
 pub trait Judge {
-    /// One verdict for each candidate, in their order. They are independent of each other, so that they may be judged in
-    /// parallel. One that is missing counts as [`Verdict::Invalid`].
+    /// One verdict for each candidate, in their order. They are independent of each other, so that they may be judged
+    /// in parallel. One that is missing counts as [`Verdict::Invalid`].
     fn judge(&self, candidates: &[Plan]) -> Vec<Verdict>;
 
     /// The requests below that may or may not have survived the plan's power cuts, in the order of their effects: what

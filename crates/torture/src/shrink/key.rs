@@ -30,7 +30,7 @@ impl fmt::Write for Digest {
         for byte in text.bytes() {
             self.word = self.word << 8 | u64::from(byte);
             self.len = self.len.wrapping_add(1);
-            if self.len % 8 == 0 {
+            if self.len.is_multiple_of(8) {
                 self.lanes = (hash(self.lanes.0, self.word), hash(self.lanes.1, self.word));
                 self.word = 0;
             }

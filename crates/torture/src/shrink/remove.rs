@@ -11,8 +11,8 @@ use crate::plan::{Act, CrashPlan, CutPoint, CutState, FaultAt, OpId, Plan, Rando
 /// What becomes of those that refer to an op that is removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Referrers {
-    /// They refer to what stood behind it: who waited for it waits for what it waited for, and the power goes before the
-    /// next op. Without this, an op that only passes on an order could not be removed.
+    /// They refer to what stood behind it: who waited for it waits for what it waited for, and the power goes before
+    /// the next op. Without this, an op that only passes on an order could not be removed.
     Bridge,
     /// They go too.
     Cut,

@@ -191,8 +191,8 @@ impl<'a> Search<'a> {
 
     /// The next candidates, and the edit after the last of them. All of them have been judged.
     ///
-    /// They are built as if none of them failed. After one that does, those behind it are thrown away and built anew from
-    /// it: what is accepted does not depend on how many there are.
+    /// They are built as if none of them failed. After one that does, those behind it are thrown away and built anew
+    /// from it: what is accepted does not depend on how many there are.
     fn gather(&mut self, edits: &[Edit], from: usize) -> (Vec<Pick>, usize) {
         let mut picks: Vec<Pick> = Vec::new();
         let mut ask = Vec::new();

@@ -1,5 +1,5 @@
-//! (c) Delta debugging (Zeller and Hildebrandt, "Simplifying and isolating failure-inducing input", 2002): everything at
-//! once, then halves, then quarters, … each time going on with what is left.
+//! (c) Delta debugging (Zeller and Hildebrandt, "Simplifying and isolating failure-inducing input", 2002): everything
+//! at once, then halves, then quarters, … each time going on with what is left.
 
 use super::super::element::{self, Element};
 use super::super::remove::Referrers;

@@ -80,7 +80,8 @@ fn cut(search: &mut Search<'_>) {
     search.sweep(&edits);
 }
 
-/// Each element alone, with both ways to treat what refers to it: what is left after a round without success is 1-minimal.
+/// Each element alone, with both ways to treat what refers to it: what is left after a round without success is
+/// 1-minimal.
 fn single(search: &mut Search<'_>) {
     let elements = element::all(search.best());
     let ways = |element: Element| {

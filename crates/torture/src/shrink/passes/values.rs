@@ -149,6 +149,9 @@ fn disk() -> Vec<Edit> {
 }
 
 /// Smaller disks, base images and resizes: as small as the requests allow, in units, and in between.
+///
+/// A disk is not made smaller than what is asked of it, unless it grows later: requests beyond the end are another
+/// plan.
 fn sizes(plan: &Plan) -> Vec<Edit> {
     let end = plan.ops.iter().filter_map(|op| op.act.range()).map(|range| range.end).max().unwrap_or(0);
     let unit = granule(plan);
@@ -157,13 +160,15 @@ fn sizes(plan: &Plan) -> Vec<Edit> {
     let mut sizes: Vec<u64> =
         vec![512, end, block, units, unit, units.saturating_add(unit), 1 << 20, 16 << 20, 64 << 20];
     sizes.extend(plan.target.base);
-    sizes.extend([plan.target.size, plan.target.base.unwrap_or(0)].map(|size| size / 2));
+    sizes.extend([plan.target.size, plan.target.base.unwrap_or(0)].map(|size| (size / 2).next_multiple_of(512)));
     sizes.retain(|&size| size > 0);
+    let grows = plan.ops.iter().any(|op| matches!(op.act, Act::Resize { .. }));
+    let least = if grows { 0 } else { end };
     sizes.sort_unstable();
     sizes.dedup();
     let mut edits: Vec<Edit> = Vec::new();
     for &new in &sizes {
-        edits.push(change(move |plan| std::mem::replace(&mut plan.target.size, new) > new));
+        edits.push(change(move |plan| new >= least && std::mem::replace(&mut plan.target.size, new) > new));
         edits
             .push(change(move |plan| plan.target.base.as_mut().is_some_and(|base| std::mem::replace(base, new) > new)));
         for op in plan.ops.iter().filter(|op| matches!(op.act, Act::Resize { .. })) {
