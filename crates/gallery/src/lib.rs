@@ -15,6 +15,7 @@
 mod catalogue;
 pub mod drivers;
 mod mutant;
+pub mod snapshot;
 
 /// Copies of our format drivers, with defects in them.
 #[allow(
