@@ -32,5 +32,5 @@ pub mod formats {
     include!(concat!(env!("OUT_DIR"), "/formats/lib.rs"));
 }
 
-pub use catalogue::{Cap, Driver, Entry, Found, catalogue};
+pub use catalogue::{Cap, Driver, Entry, Found, Need, catalogue};
 pub use mutant::{Mutant, Planted, planted};

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses some of it")]
 
 pub mod qcow2;
+pub mod small;
 pub mod vdi;
 
 use std::future::Future;
