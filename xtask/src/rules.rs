@@ -16,7 +16,9 @@ struct Ban {
 
 const BANS: &[Ban] = &[
     Ban {
-        crates: &["block", "fault", "formats", "verify", "nbd", "control", "check", "sim", "torture", "gallery", "report"],
+        crates: &[
+            "block", "fault", "formats", "verify", "nbd", "control", "check", "sim", "torture", "gallery", "report",
+        ],
         words: &[
             "Instant::now",
             "SystemTime",
@@ -36,13 +38,17 @@ const BANS: &[Ban] = &[
         why: "files belong to the `file` node and sockets to the command line",
     },
     Ban {
-        crates: &["block", "fault", "formats", "verify", "nbd", "control", "check", "sim", "torture", "gallery", "report"],
+        crates: &[
+            "block", "fault", "formats", "verify", "nbd", "control", "check", "sim", "torture", "gallery", "report",
+        ],
         words: &["println!", "eprintln!", "print!(", "process::exit"],
         except: &[],
         why: "a library neither prints nor exits",
     },
     Ban {
-        crates: &["block", "fault", "formats", "verify", "nbd", "control", "check", "sim", "torture", "gallery", "report"],
+        crates: &[
+            "block", "fault", "formats", "verify", "nbd", "control", "check", "sim", "torture", "gallery", "report",
+        ],
         words: &["HashMap", "HashSet"],
         except: &[],
         why: "iteration order must be the same in every run: BTreeMap",
@@ -54,7 +60,10 @@ const BANS: &[Ban] = &[
         why: "a check reads, and only through its source",
     },
     Ban {
-        crates: &["block", "fault", "formats", "verify", "nbd", "control", "check", "sim", "torture", "gallery", "report", "cli"],
+        crates: &[
+            "block", "fault", "formats", "verify", "nbd", "control", "check", "sim", "torture", "gallery", "report",
+            "cli",
+        ],
         words: &["todo!(", "unimplemented!(", "#[ignore"],
         except: &[],
         why: "nothing is left open in the code",

@@ -190,6 +190,28 @@ def test_figures_and_events(disk: Disk, peers: Peers) -> None:
     assert disk.events("CLIENT_CONNECTED", export="nonsense") == []
 
 
+def test_figures_are_those_of_the_whole_disk(blkproof_disk: Callable[..., Disk], peers: Peers, tmp_path: Path) -> None:
+    image = tmp_path / "disk.raw"
+    image.write_bytes(bytes(SIZE))
+    graph = f"driver=stats,node-name=first,file.driver=raw,file.file.driver=file,file.file.filename={image}"
+    disk = blkproof_disk(graph, args=["--image-opts"])
+    peers.io(disk.uri, "write 0 64k").check_returncode()
+    nodes = [node["node-name"] for node in disk.command("stats-query")]
+    assert nodes == ["first", "stats"]
+    assert disk.stats()["wr_operations"] == 1
+    disk.reset_stats()
+    assert disk.stats()["wr_operations"] == 0
+    # qemu-io flushes at its end: by now the write is below.
+    assert disk.command("stats-query", node="first")[0]["stats"]["wr_operations"] > 0
+
+
+@small
+def test_no_event_of_the_past_is_missing(disk: Disk) -> None:
+    for count in range(1, 21):
+        disk.command("power-cut")
+        assert len(disk.events("POWER_CUT")) == count
+
+
 def test_images_rules_files_and_other_graphs(
     blkproof_disk: Callable[..., Disk], peers: Peers, tmp_path: Path
 ) -> None:

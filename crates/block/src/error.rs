@@ -38,8 +38,8 @@ impl Errno {
     pub const OVERFLOW: Self = Self(75);
     /// Operation not supported.
     pub const NOTSUP: Self = Self(95);
-    /// Transport endpoint is not connected: the device is gone for whoever asked. A server ends that connection without
-    /// an answer, as a crashed host would.
+    /// Transport endpoint is not connected: what a device that is [gone](IoError::gone) fails with, and what the host may
+    /// fail with for reasons of its own.
     pub const NOTCONN: Self = Self(107);
     /// Cannot send after transport endpoint shutdown.
     pub const SHUTDOWN: Self = Self(108);
@@ -117,6 +117,9 @@ pub struct IoError {
     pub transferred: u64,
     /// The status a real device would have reported.
     pub device: Option<DeviceError>,
+    /// The device is gone for whoever asked, as a host without power is: a server ends that connection without an answer.
+    /// Not told by the number, which the host below may fail with for reasons of its own.
+    pub gone: bool,
     /// The rule that caused the failure; `None` for a genuine one.
     pub injected_by: Option<RuleId>,
     /// What went wrong in words, lower case, no full stop.
@@ -126,7 +129,14 @@ pub struct IoError {
 impl IoError {
     /// An error of which nothing is known but its number.
     pub const fn new(errno: Errno) -> Self {
-        Self { errno, first_bad: None, transferred: 0, device: None, injected_by: None, detail: None }
+        Self { errno, first_bad: None, transferred: 0, device: None, gone: false, injected_by: None, detail: None }
+    }
+
+    /// The device is gone for whoever asked: its power was cut, or its connection is to be.
+    pub const fn gone() -> Self {
+        let mut error = Self::new(Errno::NOTCONN);
+        error.gone = true;
+        error
     }
 
     /// A request that reaches beyond the end of the device. No part of it is done.

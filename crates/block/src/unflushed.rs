@@ -20,7 +20,24 @@ pub struct Unflushed {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Mark(u64);
 
+/// A change under way. It counts when this is dropped: a request that nobody waits for any more may have changed
+/// something, or may yet.
+#[derive(Debug)]
+#[must_use = "the change counts when this is dropped"]
+pub struct Change<'a>(&'a Unflushed);
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.0.changed();
+    }
+}
+
 impl Unflushed {
+    /// A write, write zeroes, discard or resize begins; it counts when what this returns is dropped.
+    pub fn change(&self) -> Change<'_> {
+        Change(self)
+    }
+
     /// A write, write zeroes, discard or resize has ended, successfully or not.
     pub fn changed(&self) {
         self.changes.set(self.changes.get().wrapping_add(1));
@@ -64,6 +81,15 @@ async fn announce(below: &impl BlockDevice, event: Event) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_counts_when_it_ends_or_is_dropped() {
+        let unflushed = Unflushed::default();
+        let change = unflushed.change();
+        assert_eq!(unflushed.mark(), None, "it is under way");
+        drop(change);
+        assert!(unflushed.mark().is_some());
+    }
 
     #[test]
     fn a_flush_covers_what_was_written_before_it() {

@@ -7,7 +7,8 @@ use blkproof_block::device::{BlockDevice, Preallocation, WriteFlags, ZeroFlags};
 use blkproof_block::graph::{OpenContext, OpenError, OpenFlags, Options, Registry};
 use blkproof_block::nodes::raw::{Raw, RawError};
 use blkproof_block::nodes::{self, File, FileOptions, Memory};
-use blkproof_block::{BlockStatus, Capabilities, Errno, Node};
+use blkproof_block::testing::{Action, OpKind, Rule, TestDisk};
+use blkproof_block::{BlockStatus, Capabilities, Errno, Event, Node};
 use futures_lite::future::block_on;
 
 fn open(options: &str) -> Result<Node, OpenError> {
@@ -175,4 +176,22 @@ fn drivers_without_a_file() {
         let text = open(options).unwrap_err().to_string();
         assert!(text.contains(want), "{options}: {text}");
     }
+}
+
+/// A write that nobody waits for any more may land yet: the next flush reaches the disk.
+#[test]
+fn a_dropped_write_is_flushed() {
+    let below = TestDisk::new(4096);
+    let raw = Raw::new(below.clone());
+    below.add_rule(Rule::new(Action::HoldBefore).kind(OpKind::Write));
+    block_on(async {
+        let data = [1; 512];
+        let mut write = Box::pin(raw.write(0, &data, WriteFlags::empty()));
+        assert!(futures_lite::future::poll_once(&mut write).await.is_none());
+        drop(write);
+        raw.flush().await.unwrap();
+        raw.flush().await.unwrap();
+    });
+    let flushed = below.log().of_kind(OpKind::Event).filter(|op| op.event == Some(Event::FlushToDisk)).count();
+    assert_eq!(flushed, 1, "{}", below.log());
 }

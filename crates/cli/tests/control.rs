@@ -3,8 +3,9 @@
 
 mod common;
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -118,6 +119,63 @@ fn the_socket_is_its_owners_alone_whatever_the_umask() {
         );
         assert_eq!(shell(dir, &line).exited(0).stdout, "600\n", "umask {umask}");
     }
+}
+
+#[test]
+fn a_blkdebug_node_is_controlled_and_let_go() {
+    let dir = tempdir().unwrap();
+    let dir = dir.path();
+    let graph = "driver=blkdebug,image.driver=raw,image.file.driver=file,image.file.filename=disk.raw";
+    let mut served = serve(dir, graph);
+    let nodes = ctl_json(dir, &["query-nodes"]);
+    let known: Vec<&Value> = nodes.as_array().unwrap().iter().map(|node| &node["driver"]).collect();
+    assert_eq!(known, ["blkdebug"], "no node for rules stands in front of it");
+    ctl(dir, &["fault-hold", "tag=A", "on.op=read"]).exited(0);
+    ctl(dir, &["break", "event=pwritev", "tag=B"]).exited(0);
+    let mut clients: Vec<_> = ["read 0 512", "write 0 512"]
+        .into_iter()
+        .map(|command| {
+            let mut client = Command::new("timeout");
+            client.args(["60", "qemu-io", "-f", "raw", "-c", command, served.uri()]).current_dir(dir);
+            client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    ctl(dir, &["fault-wait", "rule=A"]).exited(0);
+    ctl(dir, &["wait-break", "tag=B"]).exited(0);
+    served.stop().exited(0);
+    for client in &mut clients {
+        assert!(client.wait().unwrap().success(), "what was in flight is answered");
+    }
+}
+
+#[test]
+fn clients_that_are_gone_leave_their_places_whatever_they_wait_for() {
+    let dir = tempdir().unwrap();
+    let dir = dir.path();
+    let mut served = serve(dir, GRAPH);
+    ctl(dir, &["fault-add", "rule.id=r", "rule.do=pass"]).exited(0);
+    let wait = b"{'execute':'qmp_capabilities'}{'execute':'fault-wait','arguments':{'rule':'r','timeout':'8000h'}}";
+    let connect = || {
+        let mut client = UnixStream::connect(dir.join("c.sock")).unwrap();
+        client.write_all(wait).unwrap();
+        client
+    };
+    // More than there are places, and more commands than are taken: the end of the stream is behind them.
+    for number in 0..100 {
+        let mut client = connect();
+        if number % 2 == 0 {
+            client.write_all(&wait.repeat(20)).unwrap();
+        }
+    }
+    // This one has sent its last byte, and listens.
+    let mut half_closed = connect();
+    half_closed.shutdown(std::net::Shutdown::Write).unwrap();
+    ctl(dir, &["fault-list"]).exited(0);
+    qemu_io(dir, &served, "read 0 512").exited(0);
+    let mut said = String::new();
+    half_closed.read_to_string(&mut said).unwrap();
+    assert!(said.contains("{\"return\":{\"fired\":1}}\r\n"), "{said}");
+    served.stop().exited(0);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::io::Read as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Outcome, blkproof, run};
+use common::{Outcome, blkproof, run, shell};
 use serde_json::Value;
 use tempfile::tempdir;
 
@@ -123,6 +123,37 @@ fn a_cut_is_made_again_alone() {
     let lost = cuts(&all).iter().find(|cut| cut["verdict"] == "lost").unwrap();
     let alone = report(dir.path(), 1, &[&args[..], &["--only", &lost["cut"].to_string()]].concat());
     assert_eq!(cuts(&alone), std::slice::from_ref(lost));
+    // What is printed does it, in the shell.
+    let first = cuts(&all).iter().find(|cut| cut["verdict"] != "survived").unwrap();
+    let text = crashloop(dir.path(), &[&args[..], &["--report", "again.json"]].concat()).exited(1).stdout;
+    let line = text.lines().find_map(|line| line.strip_prefix("the first again, alone: ")).unwrap();
+    std::fs::remove_file(dir.path().join("again.json")).unwrap();
+    shell(dir.path(), line).exited(1);
+    let report = std::fs::read_to_string(dir.path().join("again.json")).unwrap();
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(cuts(&report), std::slice::from_ref(first), "{line}");
+}
+
+#[test]
+fn a_cut_can_leave_a_state_of_ones_choice() {
+    let dir = tempdir().unwrap();
+    let dir = dir.path();
+    write_check(dir);
+    let bad = sectors("pass");
+    let with = |state| [&refs(&bad)[..], &["--only", "200", "--state", state]].concat();
+    let state = |code, state| report(dir, code, &with(state))["cuts"][0]["power"]["state"].clone();
+    assert_eq!(state(1, "all-old"), "all-old");
+    assert_eq!(state(0, "all-new"), "all-new");
+    let unknown = crashloop(dir, &with("drop:999")).exited(4).stderr;
+    assert!(unknown.contains("cut 200: state 'drop:999': no request 999 is in the cache"), "{unknown}");
+    for (more, words) in [
+        (&["--only", "1", "--state", "all-odd"][..], "'all-odd' names no state"),
+        (&["--only", "1,2", "--state", "all-old"], "--state names the state of one cut; --only has 2"),
+        (&["--state", "all-old"], "--only"),
+    ] {
+        let refused = crashloop(dir, &[&refs(&bad)[..], more].concat()).exited(2).stderr;
+        assert!(refused.contains(words), "{refused}");
+    }
 }
 
 #[test]
@@ -216,6 +247,40 @@ fn nothing_is_left_running() {
         // One that is dead may still wait for init to collect it.
         let alive = state.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'));
         assert!(!alive, "{pid}: {state}");
+    }
+}
+
+#[test]
+fn a_run_that_is_ended_leaves_no_directory() {
+    let dir = tempdir().unwrap();
+    let dir = dir.path();
+    // While the disk is prepared, while the program is rehearsed, and while a cut is made.
+    for (signal, at) in [("-INT", 1), ("-TERM", 2), ("-TERM", 3)] {
+        let scratch = dir.join(format!("scratch{at}"));
+        std::fs::create_dir(&scratch).unwrap();
+        run(dir, "mkfifo", &[&format!("fifo{at}")]).exited(0);
+        let work = "/usr/bin/python3 -m nbd -u {uri} -c 'h.pwrite(bytes(512), 0)'";
+        // Each writes on after the signal.
+        let told = format!("touch {{dir}}/made; echo > fifo{at}; while :; do touch {{dir}}/more; done");
+        let once = format!("test -e again{at} && {{ {told}; }}; touch again{at}; {work}");
+        let (setup, run_line) = match at {
+            1 => (told.as_str(), work),
+            2 => ("true", told.as_str()),
+            _ => ("true", once.as_str()),
+        };
+        let mut child = Command::new(env!("CARGO_BIN_EXE_blkproof"))
+            .args(["crashloop", "--run", run_line, "--check", "true", "--setup", setup, "--cuts", "3"])
+            .env("TMPDIR", &scratch)
+            .current_dir(dir)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        run(dir, "timeout", &["60", "cat", &format!("fifo{at}")]).exited(0);
+        run(dir, "kill", &[signal, &child.id().to_string()]).exited(0);
+        assert_eq!(child.wait().unwrap().code(), Some(5), "{at}");
+        let left: Vec<_> = std::fs::read_dir(&scratch).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.is_empty(), "{at}: {left:?}");
     }
 }
 

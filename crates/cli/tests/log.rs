@@ -187,5 +187,7 @@ fn marks_are_places() {
     let long = "x".repeat(480);
     let said = blkproof(dir, &["log", "mark", "w.log", &long]).exited(1);
     assert!(said.stderr.contains("at most 439 bytes"), "{said:?}");
+    let said = blkproof(dir, &["log", "mark", "w.log", "blkproof: size 512"]).exited(1);
+    assert!(said.stderr.contains("a mark that begins with 'blkproof: '"), "{said:?}");
     blkproof(dir, &["log", "list", "--verify", "w.log"]).exited(0);
 }

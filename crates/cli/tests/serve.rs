@@ -133,14 +133,22 @@ fn what_stands_at_the_sockets_path() {
     let mut served = Served::start(dir, 1, &["-f", "raw", "a.raw"]);
     run(dir, "nbdinfo", &["--size", served.uri()]).exited(0);
     // One that is listened on stays, and so does everything else.
-    assert_eq!(serve("nbd.sock", "b.raw"), "error: another process listens on 'nbd.sock'\n");
+    assert_eq!(serve("nbd.sock", "b.raw"), "error: could not listen on 'nbd.sock': another process listens on it\n");
     run(dir, "nbdinfo", &["--size", served.uri()]).exited(0);
     std::fs::write(dir.join("file"), "precious").unwrap();
-    assert_eq!(serve("file", "b.raw"), "error: 'file' exists and is not a socket; name another path\n");
+    let refused = serve("file", "b.raw");
+    assert_eq!(refused, "error: could not listen on 'file': it exists and is not a socket; name another path\n");
     assert_eq!(std::fs::read(dir.join("file")).unwrap(), b"precious");
     assert_eq!(serve("nodir/x", "b.raw"), "error: could not listen on 'nodir/x': No such file or directory\n");
     served.stop().exited(0);
     assert!(!served.socket.exists(), "the socket goes with its server");
+    // And no other one.
+    let mut first = Served::start(dir, 1, &["-f", "raw", "a.raw"]);
+    std::fs::rename(dir.join("nbd.sock"), dir.join("moved.sock")).unwrap();
+    let mut second = Served::start(dir, 1, &["-f", "raw", "b.raw"]);
+    first.stop().exited(0);
+    run(dir, "nbdinfo", &["--size", second.uri()]).exited(0);
+    second.stop().exited(0);
 }
 
 #[test]

@@ -311,6 +311,7 @@ fn the_nodes_stand_in_their_order() {
     assert!(trace.contains("\"op\":\"write\"") || trace.contains("\"write\""), "{trace}");
     let log = blkproof(dir, &["log", "list", "w.log"]).exited(0).stdout;
     assert!(log.contains("flush"), "{log}");
+    assert!(!log.contains("without details"), "what is in flight at each moment is in the log: {log}");
     // A graph with rules of its own does not get a second node for them.
     let graph = "driver=fault,node-name=mine,file.driver=raw,file.file.filename=disk.raw";
     let mut served = Served::start(dir, 1, &["--control", "c.sock", "--image-opts", graph]);

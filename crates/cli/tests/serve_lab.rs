@@ -286,6 +286,49 @@ fn rules_come_to_a_graph_that_has_its_own() {
     served.stop().exited(0);
 }
 
+/// A reload that opens an export anew goes on with its trace: behind a second head, for the numbers begin anew. Only a
+/// trace of an earlier run is emptied, and not by a server that does not come up.
+#[test]
+fn a_trace_outlives_a_reload() {
+    let dir = images();
+    let dir = dir.path();
+    let trace = dir.join("t.jsonl");
+    let lines = || std::fs::read_to_string(&trace).unwrap();
+    let old = "{\"schema\":\"blkproof.trace/1\",\"node\":\"old\",\"size\":0,\"unix_ns\":0}\n";
+    std::fs::write(&trace, old).unwrap();
+    write(dir, &[export("a", "trace = \"t.jsonl\"").replace("a.raw", "gone.raw")]);
+    blkproof(dir, &["serve", "--config", "lab.toml"]).exited(1);
+    assert_eq!(lines(), old);
+
+    write(dir, &[export("a", "trace = \"t.jsonl\"")]);
+    let mut served = Served::start(dir, 1, &["--config", "lab.toml"]);
+    let mut control = Control::connect(dir);
+    assert_eq!(Client::connect(&uri(&served, "a")).says("h.pread(2, 0)"), "bytearray(b'aa')");
+    write(dir, &[export("a", "trace = \"t.jsonl\"\nstats = true")]);
+    assert_eq!(control.reload(&served)["words"], "opened anew: 'a'");
+    assert_eq!(Client::connect(&uri(&served, "a")).says("h.pread(2, 2)"), "bytearray(b'aa')");
+    blkproof(dir, &["ctl", "c.sock", "trace-stop"]).exited(0);
+    assert_eq!(Client::connect(&uri(&served, "a")).says("h.pread(2, 4)"), "bytearray(b'aa')");
+    blkproof(dir, &["ctl", "c.sock", "trace-start", "node=a.trace"]).exited(0);
+    assert_eq!(Client::connect(&uri(&served, "a")).says("h.pread(2, 6)"), "bytearray(b'aa')");
+    // Two at a time in one file are refused, by whatever name.
+    std::os::unix::fs::symlink("t.jsonl", dir.join("u.jsonl")).unwrap();
+    write(dir, &[export("a", "trace = \"t.jsonl\"\nstats = true"), export("b", "trace = \"u.jsonl\"")]);
+    let error = control.reload(&served)["error"].as_str().unwrap().to_owned();
+    assert!(error.contains("another trace is written to this file"), "{error}");
+    served.stop().exited(0);
+    let heads = lines().lines().filter(|line| line.starts_with("{\"schema\"")).count();
+    assert_eq!((heads, lines().contains("\"node\":\"old\"")), (2, false));
+    let reads = |at: u64| lines().contains(&format!("\"op\":\"read\",\"offset\":{at},\"bytes\":2,"));
+    assert_eq!([0, 2, 4, 6].map(reads), [true, true, false, true], "{}", lines());
+    let replayed =
+        blkproof(dir, &["io", "--replay", "t.jsonl", "--as-fast-as-possible", "-f", "raw", "a.raw"]).exited(0);
+    assert_eq!(
+        replayed.stderr,
+        "blkproof io: the trace was not written all the time; what came while it was not is not done again\n"
+    );
+}
+
 /// A mirror's findings are events too.
 #[test]
 fn a_mismatch_is_told_to_control_clients() {

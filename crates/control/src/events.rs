@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use blkproof_block::{ByteRange, DeviceError, IoError};
-use blkproof_fault::ask::Asked;
+use blkproof_fault::ask::{Asked, Asks};
 use blkproof_fault::notice::{Notice, What};
 use blkproof_fault::rule::Failure;
 use serde_json::{Map, Value, json};
@@ -19,14 +19,14 @@ pub static EVENTS: &[(&str, &str)] = &[
     (
         "FAULT_ASK",
         "a request waits for `fault-answer`; sent to the client that registered for it, and to no other: `node`, `ask`, \
-         `rule`, `operation`, `offset`, `bytes`, `fua`, `timeout` (seconds), `data?` (base64)",
+         `rule`, `operation`, `offset`, `bytes`, `fua`, `timeout` (seconds), `data?` (base64; of its first 3 MiB), `truncated?` (true if there is more of it)",
     ),
     (
         "FAULT_ASK_OVER",
         "a question has no answer, and the rule's default was taken, or nobody waits for it: `node`, `rule`, `ask?`, `why` \
          (`timeout`, `nobody-listens`, `client-gone`, `cancelled`)",
     ),
-    ("SUSPENDED", "a request is parked until `fault-release`: `node`, `tag`"),
+    ("SUSPENDED", "a request is parked until `fault-release`, or at a breakpoint until `resume`: `node`, `tag`"),
     ("RESUMED", "a parked request goes on: `node`, `tag`"),
     (
         "POWER_CUT",
@@ -46,13 +46,16 @@ pub static EVENTS: &[(&str, &str)] = &[
     ("EVENTS_LOST", "this client reads too slowly, and missed `count` events"),
 ];
 
+/// Bytes of a question's data that are shown: as many as an answer could replace. An event is put together in one turn.
+const SHOWN_MAX: usize = 3 << 20;
+
 /// Whether the client that is `me` hears of it: a question is for the one who is asked.
 pub(crate) fn concerns(notice: &Notice, me: Asked) -> bool {
     !matches!(notice.what, What::Ask { to, .. } if to != me)
 }
 
-/// A notice as an event.
-pub(crate) fn from_notice(notice: &Notice) -> Value {
+/// A notice as an event. The data that a question shows is taken from `asks`: it is for the one client that is asked.
+pub(crate) fn from_notice(notice: &Notice, asks: &Asks) -> Value {
     let (name, fields) = match &notice.what {
         What::Fired { rule, request, operation, range, event, action, error, state } => {
             let mut fields = fields(json!({ "rule": rule.to_string(), "action": action, "state": &**state }));
@@ -73,14 +76,18 @@ pub(crate) fn from_notice(notice: &Notice) -> Value {
             }
             ("FAULT_FIRED", fields)
         }
-        What::Ask { ask, to: _, rule, operation, range, fua, data, timeout } => {
+        What::Ask { ask, to, rule, operation, range, fua, timeout } => {
             let mut fields = fields(json!({ "ask": ask, "rule": rule.to_string(), "operation": operation.name() }));
             place(&mut fields, *range);
             fields.insert("fua".to_owned(), json!(fua));
             fields.insert("timeout".to_owned(), json!(timeout.as_secs_f64()));
-            if let Some(data) = data {
-                let text = base64::engine::general_purpose::STANDARD.encode(data);
+            if let Some(data) = asks.take_shown(*ask, *to) {
+                let shown = data.get(..SHOWN_MAX).unwrap_or(&data);
+                let text = base64::engine::general_purpose::STANDARD.encode(shown);
                 fields.insert("data".to_owned(), Value::String(text));
+                if shown.len() < data.len() {
+                    fields.insert("truncated".to_owned(), Value::Bool(true));
+                }
             }
             ("FAULT_ASK", fields)
         }
@@ -165,7 +172,11 @@ mod tests {
     use super::*;
 
     fn told(what: What) -> Value {
-        from_notice(&Notice { time: Duration::from_micros(1_500_000), node: Rc::from("n"), what })
+        told_by(what, &Asks::default())
+    }
+
+    fn told_by(what: What, asks: &Asks) -> Value {
+        from_notice(&Notice { time: Duration::from_micros(1_500_000), node: Rc::from("n"), what }, asks)
     }
 
     #[test]
@@ -194,23 +205,31 @@ mod tests {
                 },
             })
         );
-        let ask = told(What::Ask {
-            ask: 9,
-            to: Asked(3),
+        let asks = Asks::default();
+        let me = asks.newcomer();
+        asks.register(me, None, None);
+        let question = asks.ask("n", "q", Ok(2)).unwrap();
+        question.show(Rc::from([0_u8, 255]));
+        let ask = |to| What::Ask {
+            ask: question.number,
+            to,
             fua: true,
             rule: RuleId("q".into()),
             operation: Operation::Write,
             range: ByteRange::at(512, 2),
-            data: Some(Rc::from([0_u8, 255])),
             timeout: Duration::from_millis(500),
+        };
+        let mut want = json!({
+            "node": "n", "ask": question.number, "rule": "q", "operation": "write", "offset": 512, "bytes": 2, "fua": true,
+            "timeout": 0.5,
         });
-        assert_eq!(
-            ask["data"],
-            json!({
-                "node": "n", "ask": 9, "rule": "q", "operation": "write", "offset": 512, "bytes": 2, "fua": true,
-                "timeout": 0.5, "data": "AP8=",
-            })
-        );
+        assert_eq!(told_by(ask(asks.newcomer()), &asks)["data"], want, "the data is not for others");
+        want["data"] = json!("AP8=");
+        assert_eq!(told_by(ask(me), &asks)["data"], want);
+        question.show(Rc::from(vec![0; SHOWN_MAX + 1]));
+        let cut = told_by(ask(me), &asks);
+        assert_eq!(cut["data"]["data"].as_str().unwrap().len(), SHOWN_MAX / 3 * 4);
+        assert_eq!(cut["data"]["truncated"], true);
     }
 
     #[test]

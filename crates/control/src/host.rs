@@ -19,6 +19,16 @@ pub struct NewImage<'a> {
     pub backing: Option<(&'a str, &'a str)>,
 }
 
+/// An image in the making. Dropped before it is [kept](Self::keep), its file goes: what is half written looks like a
+/// whole image.
+pub trait Draft {
+    /// The image, open for writing.
+    fn node(&self) -> &Node;
+
+    /// It is complete, and closed.
+    fn keep(self: Box<Self>);
+}
+
 /// The process: it has files and an end, this library has neither.
 pub trait Host {
     /// Ends the process as SIGTERM does. Returns at once: the reply goes out first.
@@ -27,5 +37,5 @@ pub trait Host {
     /// Makes an image and opens it for writing, without its backing file. What is there already is not touched.
     ///
     /// An error is what the client is told.
-    fn create<'a>(&'a self, image: NewImage<'a>) -> LocalBoxFuture<'a, Result<Node, String>>;
+    fn create<'a>(&'a self, image: NewImage<'a>) -> LocalBoxFuture<'a, Result<Box<dyn Draft>, String>>;
 }

@@ -15,8 +15,9 @@ mod host;
 mod outbox;
 pub mod schema;
 mod server;
+mod voice;
 pub mod wire;
 
 pub use self::error::{Class, Error};
-pub use self::host::{Host, NewImage, OVERLAY_SECTOR};
+pub use self::host::{Draft, Host, NewImage, OVERLAY_SECTOR};
 pub use self::server::{Ended, Server};

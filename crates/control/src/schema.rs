@@ -115,7 +115,9 @@ const fn optional(name: &'static str, kind: Kind, about: &'static str) -> Argume
     Argument { name, kind, required: false, about }
 }
 
-const FAULT_NODE: Argument = optional("node", Kind::Node, "the fault node; the only one if not given");
+const FAULT_NODE: Argument = optional("node", Kind::Node, "the fault or blkdebug node; the only one if not given");
+
+const BLKDEBUG_NODE: Argument = optional("node", Kind::Node, "the blkdebug node; the only one if not given");
 
 const DISK_NODE: Argument = optional("node", Kind::Node, "the disk; the only one if not given");
 
@@ -156,7 +158,7 @@ pub static COMMANDS: &[Command] = &[
     },
     Command {
         name: "fault-add",
-        about: "Arm rules: all of them, or none if anything is wrong",
+        about: "Arm rules: all of them, or none if anything is wrong. A node has 10000 at most",
         arguments: &[
             FAULT_NODE,
             required("rule", Kind::Objects, "a rule or a list of rules, with the fields of rule files"),
@@ -180,7 +182,7 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "fault-list",
         about: "List rules with what they have done, and the requests they hold",
-        arguments: &[optional("node", Kind::Node, "only of this fault node")],
+        arguments: &[optional("node", Kind::Node, "only of this fault or blkdebug node")],
         returns: "a list of `{node, state, stopped, lba-size, rules: [{id, armed, fired, seen, primed?, bad-sectors?, damaged-sectors, rule}], held: [{tag, requests}]}`",
         oob: true,
         run: |context, arguments| Box::pin(commands::fault::list(context, arguments)),
@@ -246,7 +248,7 @@ pub static COMMANDS: &[Command] = &[
         name: "fault-release",
         about: "Let parked requests go on, the oldest first",
         arguments: &[
-            optional("node", Kind::Node, "only of this fault node"),
+            optional("node", Kind::Node, "only of this fault or blkdebug node"),
             optional("tag", Kind::Text, "only those parked under it; an error if there are none"),
             optional("count", Kind::Count, "so many at most"),
         ],
@@ -296,7 +298,7 @@ pub static COMMANDS: &[Command] = &[
     },
     Command {
         name: "device-error",
-        about: "Fail the next request of a kind: a rule that fires once, behind the other rules",
+        about: "Fail the next request of a kind: a rule that fires once, behind the other rules. Of those that have, the last 16 stay listed",
         arguments: &[
             FAULT_NODE,
             optional(
@@ -343,6 +345,54 @@ pub static COMMANDS: &[Command] = &[
         returns: "nothing",
         oob: true,
         run: |context, arguments| Box::pin(commands::fault::cont(context, arguments)),
+    },
+    Command {
+        name: "break",
+        about: "Set a breakpoint of a blkdebug node, as qemu-io's command: the next request that announces the event is parked",
+        arguments: &[
+            BLKDEBUG_NODE,
+            required("event", Kind::Text, "the step, such as `write_aio`"),
+            required("tag", Kind::Text, "what to resume the request by"),
+        ],
+        returns: "nothing; `SUSPENDED` follows when a request is parked",
+        oob: true,
+        run: |context, arguments| Box::pin(commands::breaks::set(context, arguments)),
+    },
+    Command {
+        name: "wait-break",
+        about: "Wait until a request is parked at a breakpoint",
+        arguments: &[
+            BLKDEBUG_NODE,
+            required("tag", Kind::Text, "as given to `break`"),
+            optional("timeout", Kind::Time, "how long to wait; a minute if not given"),
+        ],
+        returns: "nothing; an error if the time is up",
+        oob: false,
+        run: |context, arguments| Box::pin(commands::breaks::wait(context, arguments)),
+    },
+    Command {
+        name: "resume",
+        about: "Let the newest request go on that is parked at a breakpoint",
+        arguments: &[BLKDEBUG_NODE, required("tag", Kind::Text, "as given to `break`")],
+        returns: "nothing; an error if none is parked",
+        oob: true,
+        run: |context, arguments| Box::pin(commands::breaks::resume(context, arguments)),
+    },
+    Command {
+        name: "remove-break",
+        about: "Remove the breakpoints of a tag, and let every request go on that is parked under it",
+        arguments: &[BLKDEBUG_NODE, required("tag", Kind::Text, "as given to `break`")],
+        returns: "nothing; an error if there was neither",
+        oob: true,
+        run: |context, arguments| Box::pin(commands::breaks::remove(context, arguments)),
+    },
+    Command {
+        name: "query-breaks",
+        about: "List breakpoints that were not hit yet, and the requests parked at others",
+        arguments: &[optional("node", Kind::Node, "only of this blkdebug node")],
+        returns: "a list of `{node, breakpoints: [{event, tag}], suspended: [{tag, requests}]}`",
+        oob: true,
+        run: |context, arguments| Box::pin(commands::breaks::list(context, arguments)),
     },
     Command {
         name: "power-cut",
@@ -467,6 +517,22 @@ pub static COMMANDS: &[Command] = &[
         returns: "nothing",
         oob: true,
         run: |context, arguments| Box::pin(commands::stats::set_histograms(context, arguments)),
+    },
+    Command {
+        name: "trace-start",
+        about: "Write a line for each request from now on",
+        arguments: &[optional("node", Kind::Node, "only of this trace node")],
+        returns: "nothing",
+        oob: true,
+        run: |context, arguments| Box::pin(commands::trace::start(context, arguments)),
+    },
+    Command {
+        name: "trace-stop",
+        about: "Write no more lines but those of requests under way. The trace says so, and a replay compares no data then",
+        arguments: &[optional("node", Kind::Node, "only of this trace node")],
+        returns: "nothing; lines reach the file a moment later",
+        oob: true,
+        run: |context, arguments| Box::pin(commands::trace::stop(context, arguments)),
     },
     Command {
         name: "quit",

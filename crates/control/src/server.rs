@@ -8,14 +8,17 @@
 //!   is told how many it missed (`EVENTS_LOST`);
 //! - commands are futures beside the I/O, and between two of them the I/O has its turn.
 //!
-//! A client that has sent its last byte (a script on `socat`) still gets the replies to what it sent.
+//! A client that has sent its last byte (a script on `socat`) still gets the replies to what it sent. One that is gone
+//! altogether is nobody's: what it waits for, and what it has been asked, ends at once. Its commands may keep the reader
+//! from seeing that, so whoever has the socket says it.
 
 use std::cell::Cell;
+use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 
-use blkproof_block::{LocalBoxFuture, Node};
+use blkproof_block::LocalBoxFuture;
 use blkproof_fault::lab::Lab;
 use blkproof_fault::notice::Notice;
 use futures_lite::future::{or, yield_now};
@@ -27,9 +30,9 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::commands::{Context, execute};
-use crate::events;
-use crate::host::{Host, NewImage};
+use crate::host::{Draft, Host, NewImage};
 use crate::outbox::Outbox;
+use crate::voice::Voice;
 use crate::wire::{self, Command, Input, Limits, Session, encode};
 
 /// Commands of a client that wait for the one before them.
@@ -43,9 +46,6 @@ const PIECE: usize = 16 << 10;
 
 /// Bytes understood at a time: a byte may be a message, if only a wrong one.
 const BITE: usize = 512;
-
-/// Events sent before others have their turn.
-const BURST: usize = 32;
 
 /// How a client left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,7 +87,7 @@ impl Host for Quit {
         self.host.quit();
     }
 
-    fn create<'a>(&'a self, image: NewImage<'a>) -> LocalBoxFuture<'a, Result<Node, String>> {
+    fn create<'a>(&'a self, image: NewImage<'a>) -> LocalBoxFuture<'a, Result<Box<dyn Draft>, String>> {
         self.host.create(image)
     }
 }
@@ -110,11 +110,24 @@ impl Server {
         self.closing.send_replace(Some(if self.quitting.get() { "quit" } else { "stopped" }));
     }
 
-    /// Serves one client until it leaves.
+    /// Serves one client until it leaves. `hung_up` completes when the stream is closed in both directions, which the
+    /// bytes before its end can hide; the client's commands are dropped then.
     ///
     /// # Errors
     /// Whatever the stream fails with; a client that is gone is no error.
-    pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<Ended> {
+    pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        hung_up: impl Future<Output = ()>,
+    ) -> io::Result<Ended> {
+        let hung_up = async {
+            hung_up.await;
+            Ok(Ended::Left)
+        };
+        or(self.converse(stream), hung_up).await
+    }
+
+    async fn converse<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<Ended> {
         let (reader, mut writer) = tokio::io::split(stream);
         let outbox = Outbox::default();
         let clock = self.lab.clock();
@@ -141,6 +154,7 @@ impl Server {
         let (to_queue, mut queue) = mpsc::channel(QUEUE);
         let (to_urgent, urgent) = mpsc::channel(URGENT);
         let (hear, heard) = oneshot::channel();
+        let voice = Voice::new(&self.lab, context.me, outbox);
 
         let read = async {
             let ended = read(&mut reader, self.limits, to_queue, to_urgent).await;
@@ -152,36 +166,30 @@ impl Server {
             while let Some(input) = queue.recv().await {
                 let reply = match input {
                     Input::Negotiated(id) => {
-                        if let Some(hear) = hear.take() {
-                            // The reply is put in before the first event can be.
-                            let _ = hear.send(self.lab.notices().listen());
-                        }
-                        wire::success(id, json!({}))
+                        let bell = voice.hear(&wire::success(id, json!({}))).await;
+                        // An error means that the process ends. A session negotiates once.
+                        let _ = hear.take().map(|hear| hear.send(bell));
+                        continue;
                     }
                     Input::Command(command) => answer(&context, command).await,
                     Input::Refused(id, error) => wire::failure(id, &error),
                     Input::Alien => break,
                 };
-                outbox.put(encode(&reply)).await;
+                voice.say(&reply).await;
                 yield_now().await;
             }
         };
-        let out_of_band = out_of_band(&context, urgent, outbox);
+        let out_of_band = out_of_band(&context, urgent, &voice);
         let conversation = async { join3(read, in_order, out_of_band).await.0 };
         let events = async {
-            self.tell(&context, heard, outbox).await;
+            self.tell(&voice, heard).await;
             Ok(Ended::ShutDown)
         };
         or(conversation, events).await
     }
 
     /// Sends events until the process ends.
-    async fn tell(
-        &self,
-        context: &Context,
-        heard: oneshot::Receiver<broadcast::Receiver<Rc<Notice>>>,
-        outbox: &Outbox,
-    ) {
+    async fn tell(&self, voice: &Voice<'_>, heard: oneshot::Receiver<broadcast::Receiver<Rc<Notice>>>) {
         let mut closing = self.closing.subscribe();
         let closed = async {
             // An error means that the server is gone, which it can not be.
@@ -189,29 +197,16 @@ impl Server {
             reason.unwrap_or("stopped")
         };
         let events = async {
-            if let Ok(mut notices) = heard.await {
-                let mut burst = 0_usize;
-                loop {
-                    let event = match notices.recv().await {
-                        Ok(notice) if !events::concerns(&notice, context.me) => continue,
-                        Ok(notice) => events::from_notice(&notice),
-                        Err(RecvError::Lagged(count)) => {
-                            wire::event(self.lab.clock().unix(), "EVENTS_LOST", json!({ "count": count }))
-                        }
-                        Err(RecvError::Closed) => break,
-                    };
-                    outbox.put(encode(&event)).await;
-                    burst = burst.wrapping_add(1);
-                    if burst.is_multiple_of(BURST) {
-                        yield_now().await;
-                    }
+            if let Ok(mut bell) = heard.await {
+                // It may ring for what was told before a reply, and needs not to ring for what it missed.
+                while !matches!(bell.recv().await, Err(RecvError::Closed)) {
+                    voice.tell().await;
                 }
             }
             std::future::pending().await
         };
         let reason = or(closed, events).await;
-        let event = wire::event(self.lab.clock().unix(), "SHUTDOWN", json!({ "reason": reason }));
-        outbox.put(encode(&event)).await;
+        voice.say(&wire::event(self.lab.clock().unix(), "SHUTDOWN", json!({ "reason": reason }))).await;
     }
 }
 
@@ -245,11 +240,10 @@ async fn read(
     }
 }
 
-async fn out_of_band(context: &Context, urgent: mpsc::Receiver<Command>, outbox: &Outbox) {
+async fn out_of_band(context: &Context, urgent: mpsc::Receiver<Command>, voice: &Voice<'_>) {
     let commands = unfold(urgent, |mut urgent| async { urgent.recv().await.map(|command| (command, urgent)) });
     let each = |command| async {
-        let reply = answer(context, command).await;
-        outbox.put(encode(&reply)).await;
+        voice.say(&answer(context, command).await).await;
     };
     commands.for_each_concurrent(URGENT, each).await;
 }

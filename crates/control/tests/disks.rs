@@ -3,7 +3,11 @@
 
 mod common;
 
+use std::rc::Rc;
+
 use blkproof_block::{BlockDevice as _, Errno, WriteFlags};
+use blkproof_fault::lab::Part;
+use blkproof_fault::trace::{Sink, Trace, TraceOptions};
 use common::{Bench, run};
 use serde_json::json;
 
@@ -48,6 +52,7 @@ fn a_state_is_saved_to_an_image() {
         let old = client.ok("disk-save", json!({"file": "old.raw", "state": "all-old"})).await;
         assert_eq!(old["lost"], 512);
         let made = bench.process.made.borrow().clone();
+        assert_eq!(*bench.process.kept.borrow(), ["new.raw", "old.raw"]);
         for ((name, image), (want, fill)) in made.iter().zip([("new.raw", 1), ("old.raw", 0)]) {
             assert_eq!(name, want);
             let mut buf = [9; 512];
@@ -70,6 +75,32 @@ fn a_state_is_saved_to_an_image() {
         node.write(1000, &[1; 10], WriteFlags::empty()).await.unwrap();
         let (_, words) = client.refused("disk-save", json!({"file": "c", "backing": "b"})).await;
         assert!(words.starts_with("an overlay holds whole sectors"), "{words}");
+    });
+}
+
+#[test]
+fn an_image_that_is_not_complete_is_not_kept() {
+    run(async {
+        let bench = Bench::new();
+        let node = bench.open("driver=disk,node-name=d,file.driver=memory,file.size=64k").await;
+        let image = bench.open("driver=fault,node-name=f,file.driver=memory,file.size=0").await;
+        node.write(0, &[1; 512], WriteFlags::empty()).await.unwrap();
+        let mut client = bench.client().await;
+        client.ok("fault-add", json!({"rule": {"id": "full", "on": {"op": "write"}, "do": {"fail": "ENOSPC"}}})).await;
+        bench.process.next.borrow_mut().push(image.clone());
+        let (_, words) = client.refused("disk-save", json!({"file": "full.raw"})).await;
+        assert!(words.contains("No space left"), "{words}");
+        // In the middle of it its client goes.
+        client.ok("fault-remove", json!({"all": true})).await;
+        client.ok("fault-hold", json!({"tag": "A", "on": {"op": "write"}})).await;
+        bench.process.next.borrow_mut().push(image);
+        client.send(json!({"execute": "disk-save", "arguments": {"file": "held.raw"}}).to_string()).await;
+        client.event_named("SUSPENDED").await;
+        bench.server.shut_down();
+        client.event_named("SHUTDOWN").await;
+        assert_eq!(client.next().await, None);
+        assert_eq!(bench.process.made.borrow().len(), 2);
+        assert!(bench.process.kept.borrow().is_empty());
     });
 }
 
@@ -126,4 +157,37 @@ fn statistics_are_started_stopped_and_asked_for() {
         client.ok("stats-reset", json!({})).await;
         assert_eq!(client.ok("stats-query", json!({})).await[0]["stats"]["wr_operations"], 0);
     });
+}
+
+#[test]
+fn traces_are_started_and_stopped() {
+    run(async {
+        let bench = Bench::new();
+        let mut client = bench.client().await;
+        let (class, words) = client.refused("trace-start", json!({})).await;
+        assert_eq!((class.as_str(), words.as_str()), ("DeviceNotFound", "there is no trace node in any graph"));
+        let [one, two] = ["one", "two"].map(|name| {
+            let options = TraceOptions { start: false, ..TraceOptions::default() };
+            let trace = Trace::new(name, 512, bench.lab.clock(), Rc::new(Nowhere), options);
+            bench.lab.add(trace.name(), Part::Trace(Rc::clone(&trace))).unwrap();
+            trace
+        });
+        let running = || (one.is_running(), two.is_running());
+        client.ok("trace-start", json!({"node": "two"})).await;
+        assert_eq!(running(), (false, true));
+        client.ok("trace-start", json!({})).await;
+        assert_eq!(running(), (true, true));
+        client.ok("trace-stop", json!({"node": "one"})).await;
+        assert_eq!(running(), (false, true));
+        let (_, words) = client.refused("stats-stop", json!({"node": "one"})).await;
+        assert_eq!(words, "node 'one' is of driver 'trace', and this is for 'stats'");
+    });
+}
+
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn line(&self, _: &str) -> bool {
+        true
+    }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use blkproof_block::{BlockDevice as _, DeviceError, Errno, WriteFlags};
+use blkproof_fault::filter::SPENT;
+use blkproof_fault::rule::RULES_MAX;
 use common::{Bench, run, settle};
 use serde_json::{Value, json};
 use tokio::task::spawn_local;
@@ -81,6 +83,80 @@ fn rules_are_armed_together_or_not_at_all() {
         client.refused("fault-remove", json!({"rule": "rule-1", "all": true})).await;
         client.ok("fault-remove", json!({"all": true})).await;
         assert_eq!(client.ok("fault-list", json!({"node": "f"})).await[0]["rules"], json!([]));
+    });
+}
+
+#[test]
+fn ids_that_are_made_up_leave_given_ones_alone() {
+    run(async {
+        let bench = Bench::new();
+        let _node = bench.open(GRAPH).await;
+        let mut client = bench.client().await;
+        let rules = json!([{"do": "fail"}, {"id": "rule-1", "do": "fail"}, {"do": "fail"}]);
+        let added = client.ok("fault-add", json!({"rule": rules})).await;
+        assert_eq!(added["rules"], json!(["rule-2", "rule-1", "rule-3"]));
+        // Two lists at a time, each of them long enough for the other to have a turn in its middle.
+        let list = |times| json!({"rule": vec![json!({"on": {"lba": 1, "times": times}, "do": "fail"}); 200]});
+        client.send(json!({"execute": "fault-add", "arguments": list(1)}).to_string()).await;
+        client.send(json!({"exec-oob": "fault-add", "arguments": list(2)}).to_string()).await;
+        for _ in 0..2 {
+            let reply = client.reply().await;
+            assert_eq!(reply["return"]["rules"].as_array().unwrap().len(), 200, "{reply}");
+        }
+        // What is said of a rule says its real id.
+        let warned = client.ok("fault-add", json!({"rule": {"on": {"op": "write"}}})).await;
+        let want = json!(["rule 'rule-404': do: it does nothing but count; give do or then"]);
+        assert_eq!((&warned["rules"], &warned["warnings"]), (&json!(["rule-404"]), &want));
+    });
+}
+
+#[test]
+fn thousands_of_rules_come_and_go() {
+    run(async {
+        let bench = Bench::new();
+        let node = bench.open(GRAPH).await;
+        let mut client = bench.client().await;
+        let some = |count: usize| json!({"rule": vec![json!({"on": {"op": "read", "lba": 9}, "do": "pass"}); count]});
+        assert_eq!(client.ok("fault-add", some(RULES_MAX - 1)).await["rules"].as_array().unwrap().len(), RULES_MAX - 1);
+        let (_, words) = client.refused("fault-add", some(2)).await;
+        assert_eq!(words, "a node has 10000 rules at most, and there would be 10001");
+        client.ok("fault-hold", json!({"tag": "A", "on": {"op": "write"}})).await;
+        let held = {
+            let node = node.clone();
+            spawn_local(async move { node.write(0, &[1; 512], WriteFlags::empty()).await })
+        };
+        client.event_named("SUSPENDED").await;
+        assert_eq!(client.ok("fault-list", json!({})).await[0]["rules"].as_array().unwrap().len(), RULES_MAX);
+        let mut waiting = bench.client().await;
+        waiting.send(json!({"execute": "fault-wait", "arguments": {"rule": "A", "count": 2}}).to_string()).await;
+        settle().await;
+        client.ok("fault-remove", json!({"all": true})).await;
+        held.await.unwrap().unwrap();
+        assert_eq!(waiting.reply().await["error"]["desc"], "node 'f' has no rule 'A'");
+        assert_eq!(client.ok("fault-list", json!({})).await[0]["rules"], json!([]));
+    });
+}
+
+#[test]
+fn errors_that_were_had_are_forgotten() {
+    run(async {
+        let bench = Bench::new();
+        let node = bench.open(GRAPH).await;
+        let mut client = bench.client().await;
+        client.ok("fault-add", json!({"rule": {"id": "mine", "on": {"op": "write", "times": 1}, "do": "fail"}})).await;
+        node.write(0, &[1; 512], WriteFlags::empty()).await.unwrap_err();
+        let waits = client.ok("device-error", json!({"operation": "flush"})).await["rules"][0].clone();
+        for _ in 0..100 {
+            let id = client.ok("device-error", json!({"operation": "read"})).await["rules"][0].clone();
+            node.read(0, &mut [0; 512]).await.unwrap_err();
+            assert_eq!(client.ok("fault-wait", json!({"rule": id})).await, json!({"fired": 1}));
+        }
+        let list = client.ok("fault-list", json!({})).await;
+        let rules = list[0]["rules"].as_array().unwrap();
+        // Somebody's own, one that waits for its request, the last that was had, and those that are kept.
+        assert_eq!(rules.len(), 1 + 1 + 1 + SPENT, "{list}");
+        assert_eq!((&rules[0]["id"], &rules[1]["id"]), (&json!("mine"), &waits));
+        node.flush().await.unwrap_err();
     });
 }
 

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use blkproof_block::choice::hash;
+use blkproof_block::{BlockDevice as _, Errno};
 use blkproof_control::Ended;
 use blkproof_fault::notice::{QUEUE, What};
 use common::{Bench, run, settle};
@@ -47,6 +48,26 @@ fn a_session_from_greeting_to_quit() {
         assert_eq!(client.event_named("SHUTDOWN").await, json!({"reason": "quit"}));
         assert_eq!(client.next().await, None);
         assert_eq!(session.await.unwrap(), Ended::ShutDown);
+    });
+}
+
+/// An event that happened before a reply was ready is on the wire before it, of whatever kind the command is.
+#[test]
+fn events_stand_before_the_replies_that_come_after_them() {
+    run(async {
+        let bench = Bench::new();
+        let mut client = bench.client().await;
+        for (number, execute) in (0..100).zip(["execute", "exec-oob"].into_iter().cycle()) {
+            for event in 0..5 {
+                bench.lab.notices().tell(&Rc::from("n"), gone(number * 5 + event));
+            }
+            client.send(json!({execute: "query-version", "id": number}).to_string()).await;
+            for event in 0..5 {
+                let message = client.next().await.unwrap();
+                assert_eq!(message["data"]["client"], (number * 5 + event).to_string(), "{execute}: {message}");
+            }
+            assert_eq!(client.next().await.unwrap()["id"], number);
+        }
     });
 }
 
@@ -207,6 +228,38 @@ fn a_client_that_falls_behind_is_told_how_much_it_missed() {
         assert_eq!(client.event_named("EVENTS_LOST").await, json!({"count": 10}));
         assert_eq!(client.event().await["data"]["client"], "10");
     });
+}
+
+#[test]
+fn a_client_that_hangs_up_is_gone_whatever_its_commands_wait_for() {
+    for queued in [0, 20] {
+        run(async {
+            let bench = Bench::new();
+            let node = bench.open("driver=fault,node-name=f,file.driver=memory,file.size=1M").await;
+            let mut watcher = bench.client().await;
+            let rule = json!({"id": "q", "on": {"op": "read"}, "do": {"ask": "1 h", "default": "ENOSPC"}});
+            watcher.ok("fault-add", json!({"rule": rule})).await;
+            let (hang_up, hung_up) = tokio::sync::oneshot::channel();
+            let (mut client, session) = bench.connect_until(64 << 10, async { hung_up.await.unwrap() });
+            client.negotiate().await;
+            client.ok("fault-register", json!({})).await;
+            let asked = tokio::task::spawn_local(async move { node.read(0, &mut [0; 512]).await });
+            client.event_named("FAULT_ASK").await;
+            // Commands that are not begun keep the reader from the end of the stream.
+            for _ in 0..=queued {
+                client.send(json!({"execute": "fault-wait", "arguments": {"rule": "q", "count": 9}}).to_string()).await;
+            }
+            if queued == 0 {
+                client.writer.shutdown().await.unwrap();
+            }
+            settle().await;
+            assert!(!session.is_finished(), "half closed, it still waits for replies");
+            hang_up.send(()).unwrap();
+            assert_eq!(session.await.unwrap(), Ended::Left);
+            assert_eq!(asked.await.unwrap().unwrap_err().errno, Errno::NOSPC);
+            assert_eq!(watcher.event_named("FAULT_ASK_OVER").await["why"], "client-gone");
+        });
+    }
 }
 
 #[test]

@@ -61,6 +61,8 @@ struct Open {
     to: Asked,
     /// Bytes an answer with data has to have; an error word for requests without.
     data: Result<u64, &'static str>,
+    /// The data of a write, or what a read would return, until it has been looked at.
+    shown: Option<Rc<[u8]>>,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -129,7 +131,7 @@ impl Asks {
         let number = self.next_question.get();
         self.next_question.set(number.wrapping_add(1));
         let (sender, answer) = oneshot::channel();
-        self.open.borrow_mut().insert(number, Open { to, data, answer: sender });
+        self.open.borrow_mut().insert(number, Open { to, data, shown: None, answer: sender });
         Some(Question { asks: self, number, to, answer })
     }
 
@@ -151,6 +153,11 @@ impl Asks {
         question.answer.send(answer).map_err(|_| AnswerError::NotOpen(number))
     }
 
+    /// Takes the data that question `number` shows; `None` if it shows none, is not open any more, or was not put to `who`.
+    pub fn take_shown(&self, number: u64, who: Asked) -> Option<Rc<[u8]>> {
+        self.open.borrow_mut().get_mut(&number).filter(|open| open.to == who)?.shown.take()
+    }
+
     /// Questions that wait.
     pub fn open(&self) -> usize {
         self.open.borrow().len()
@@ -158,6 +165,13 @@ impl Asks {
 }
 
 impl Question<'_> {
+    /// Shows data to whoever is asked.
+    pub fn show(&self, data: Rc<[u8]>) {
+        if let Some(open) = self.asks.open.borrow_mut().get_mut(&self.number) {
+            open.shown = Some(data);
+        }
+    }
+
     /// Waits for the answer; `None` if whoever was asked is gone.
     pub async fn answered(&mut self) -> Option<Answer> {
         (&mut self.answer).await.ok()

@@ -33,6 +33,39 @@ pub enum Part {
     Trace(Rc<Trace>),
 }
 
+impl Part {
+    /// Its driver, as graphs name it.
+    pub const fn driver(&self) -> &'static str {
+        match self {
+            Self::Blkdebug(_) => "blkdebug",
+            Self::Disk(_) => "disk",
+            Self::Fault(_) => "fault",
+            Self::Log(_) => "blklogwrites",
+            Self::Stats(_) => "stats",
+            Self::Trace(_) => "trace",
+        }
+    }
+
+    /// Its rules, if it is a node that has any: `fault`, or blkdebug.
+    pub fn faults(&self) -> Option<&Rc<Faults>> {
+        match self {
+            Self::Blkdebug(handle) => Some(&handle.faults),
+            Self::Fault(faults) => Some(faults),
+            _ => None,
+        }
+    }
+
+    /// Makes everything end that waits at its rules and breakpoints, now and later, because the node is about to go.
+    pub fn let_go(&self) {
+        if let Some(faults) = self.faults() {
+            faults.let_go();
+        }
+        if let Self::Blkdebug(handle) = self {
+            handle.breaks.let_go();
+        }
+    }
+}
+
 /// Every controllable node, and what all of them share. Lives on the thread of its graphs.
 #[derive(Debug)]
 pub struct Lab {
@@ -128,8 +161,11 @@ impl Lab {
 
     /// Forgets a node.
     pub fn remove(&self, name: &str) {
-        self.parts.borrow_mut().remove(name);
-        self.switches.borrow_mut().retain(|switch| &*switch.name != name);
+        // What a part holds may be the graph below it, whose nodes come back here when it is dropped.
+        let part = self.parts.borrow_mut().remove(name);
+        let (gone, kept): (Vec<_>, Vec<_>) = self.switches.take().into_iter().partition(|switch| &*switch.name == name);
+        self.switches.replace(kept);
+        drop((part, gone));
     }
 
     /// The node of that name.

@@ -19,6 +19,7 @@ pub mod filter;
 pub mod lab;
 pub mod log_writes;
 pub mod notice;
+mod parked;
 pub mod power;
 pub mod request;
 pub mod rule;

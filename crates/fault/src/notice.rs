@@ -49,7 +49,8 @@ pub enum What {
         /// The engine's state afterwards.
         state: Rc<str>,
     },
-    /// A request waits for an answer from outside.
+    /// A request waits for an answer from outside. Its data, if the rule wants it shown, is not in here, for listeners may be
+    /// far behind: whoever is asked takes it ([`Asks::take_shown`](crate::ask::Asks::take_shown)).
     Ask {
         /// The question's number, for the answer.
         ask: u64,
@@ -63,8 +64,6 @@ pub enum What {
         range: ByteRange,
         /// Whether it has to be durable when it completes.
         fua: bool,
-        /// The data of a write, or what a read would return, if the rule wants it shown.
-        data: Option<Rc<[u8]>>,
         /// How long the request waits.
         timeout: Duration,
     },

@@ -1,248 +1,17 @@
-//! The pure cache against the formulas of CM 5.1, computed another way: from the log of events, with whole images.
+//! The pure cache against the formulas of CM 5.1.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation)]
+
+mod disk_common;
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use blkproof_block::ByteRange;
 use blkproof_block::testing::{Choices, hash};
-use blkproof_fault::disk::model::{ChangeId, Covered, Model, Moment, Request, Sabotage};
-use blkproof_fault::disk::{Profile, State, StateName, WriteBack};
+use blkproof_fault::disk::model::{ChangeId, Covered, Model, Request, Sabotage};
+use blkproof_fault::disk::{Profile, StateName};
 
-const BLOCK: usize = 512;
-
-/// An image: its size is the length.
-type Image = Vec<u8>;
-
-/// A request as the reference sees it.
-#[derive(Clone)]
-struct Op {
-    id: ChangeId,
-    /// Blocks it touches, with their content once it was done.
-    versions: Vec<(usize, Vec<u8>)>,
-    complete: Option<u64>,
-    fua: bool,
-}
-
-/// The log, and nothing else.
-#[derive(Default)]
-struct Reference {
-    clock: u64,
-    ops: Vec<Op>,
-    /// When each flush that completed was sent.
-    flushes: Vec<u64>,
-    now: Image,
-    initial: Image,
-}
-
-impl Reference {
-    fn tick(&mut self) -> u64 {
-        self.clock += 1;
-        self.clock
-    }
-
-    fn durable(&self, op: &Op) -> bool {
-        op.complete.is_some_and(|complete| op.fua || self.flushes.iter().any(|&submit| complete < submit))
-    }
-
-    /// Requests that are volatile and have a version left, and per block the base and the versions by request.
-    #[allow(clippy::type_complexity)]
-    fn point(&self) -> (BTreeSet<ChangeId>, Vec<(Vec<u8>, Vec<(ChangeId, Vec<u8>)>)>) {
-        let mut volatile = BTreeSet::new();
-        let blocks = self.initial.len() / BLOCK;
-        let point = (0..blocks)
-            .map(|block| {
-                let mut base = self.initial[block * BLOCK..(block + 1) * BLOCK].to_vec();
-                let mut newer = Vec::new();
-                for op in &self.ops {
-                    for (_, content) in op.versions.iter().filter(|(at, _)| *at == block) {
-                        if self.durable(op) {
-                            base.clone_from(content);
-                            newer.clear();
-                        } else {
-                            newer.push((op.id, content.clone()));
-                        }
-                    }
-                }
-                volatile.extend(newer.iter().map(|(id, _)| *id));
-                (base, newer)
-            })
-            .collect();
-        (volatile, point)
-    }
-
-    /// Every image that each block may choose for itself.
-    fn by_block(&self) -> BTreeSet<Image> {
-        let (_, point) = self.point();
-        let mut images = BTreeSet::from([Vec::new()]);
-        for (base, newer) in point {
-            let contents: BTreeSet<_> = newer.into_iter().map(|(_, content)| content).chain([base]).collect();
-            images = images
-                .iter()
-                .flat_map(|image: &Image| contents.iter().map(move |content| [&image[..], content].concat()))
-                .collect();
-        }
-        images
-    }
-
-    fn keeping(&self, kept: &BTreeSet<ChangeId>) -> Image {
-        let (_, point) = self.point();
-        let pick = |(base, newer): (Vec<u8>, Vec<(ChangeId, Vec<u8>)>)| {
-            newer.into_iter().rev().find(|(id, _)| kept.contains(id)).map_or(base, |(_, content)| content)
-        };
-        point.into_iter().flat_map(pick).collect()
-    }
-
-    fn by_request(&self) -> BTreeSet<Image> {
-        let ids: Vec<_> = self.point().0.into_iter().collect();
-        (0..1_u32 << ids.len())
-            .map(|bits| {
-                self.keeping(&ids.iter().enumerate().filter(|(i, _)| bits >> i & 1 == 1).map(|(_, id)| *id).collect())
-            })
-            .collect()
-    }
-
-    fn prefixes(&self) -> BTreeSet<Image> {
-        let by_submission: Vec<_> = self.point().0.into_iter().collect();
-        let mut by_completion = by_submission.clone();
-        let end = |id: &ChangeId| self.ops.iter().find(|op| op.id == *id).unwrap().complete.unwrap_or(u64::MAX);
-        by_completion.sort_by_key(|id| (end(id), *id));
-        [by_submission, by_completion]
-            .iter()
-            .flat_map(|order| (0..=order.len()).map(|n| self.keeping(&order[..n].iter().copied().collect())))
-            .collect()
-    }
-}
-
-/// The model and the reference, side by side, and the medium that an honest owner keeps.
-struct Both {
-    model: Model,
-    reference: Reference,
-    medium: Image,
-    open: Vec<(ChangeId, bool)>,
-    flush: Option<(Moment, u64)>,
-    data: u8,
-}
-
-impl Both {
-    fn new(blocks: usize, sabotage: Option<Sabotage>) -> Self {
-        let initial: Image = (0..blocks * BLOCK).map(|at| 0xe0 | (at / 256) as u8).collect();
-        let mut model = Model::new(initial.len() as u64, BLOCK as u32);
-        if let Some(sabotage) = sabotage {
-            model.sabotage(sabotage);
-        }
-        let reference = Reference { now: initial.clone(), initial: initial.clone(), ..Reference::default() };
-        Self { model, reference, medium: initial, open: Vec::new(), flush: None, data: 0 }
-    }
-
-    fn settle(&mut self, covered: &Covered) {
-        let batch = self.model.batch(covered);
-        batch.pieces.iter().for_each(|piece| put(&mut self.medium, piece));
-        self.model.settle(covered);
-    }
-
-    fn step(&mut self, draws: &mut Choices) {
-        let size = self.medium.len() as u64;
-        match draws.below(10) {
-            0..=3 => {
-                // Mostly whole blocks; sometimes a few bytes, also across a border.
-                let unit = if draws.chance(300) { 128 } else { BLOCK as u64 };
-                let at = draws.below(size / unit) * unit;
-                let len = ((1 + draws.below(3)) * unit).min(size - at);
-                let range = ByteRange::at(at, len);
-                self.data = (self.data + 1) % 0xdf;
-                let (request, byte) = match draws.below(4) {
-                    0 => (Request::Zeroes { range, unmap: draws.chance(500) }, 0),
-                    _ => (Request::Write { at, data: vec![self.data; len as usize].into() }, self.data),
-                };
-                let id = self.model.submit(request);
-                let fua = draws.chance(200);
-                self.reference.tick();
-                self.reference.now[at as usize..(at + len) as usize].fill(byte);
-                let now = &self.reference.now;
-                let blocks = at as usize / BLOCK..((at + len) as usize).div_ceil(BLOCK);
-                let versions = blocks.map(|block| (block, now[block * BLOCK..(block + 1) * BLOCK].to_vec())).collect();
-                self.reference.ops.push(Op { id, versions, complete: None, fua });
-                self.open.push((id, fua));
-            }
-            4..=6 if !self.open.is_empty() => {
-                let (id, fua) = self.open.remove(draws.index(self.open.len()));
-                if fua {
-                    self.settle(&Covered::one(id));
-                }
-                self.model.complete(id);
-                let at = self.reference.tick();
-                self.reference.ops.iter_mut().find(|op| op.id == id).unwrap().complete = Some(at);
-            }
-            7 if self.flush.is_none() => self.flush = Some((self.model.begin_flush(), self.reference.tick())),
-            8 => {
-                if let Some((moment, submit)) = self.flush.take() {
-                    self.settle(&Covered::CompletedBefore(moment));
-                    self.reference.flushes.push(submit);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn image(&self, state: &State) -> Image {
-        let mut image = self.medium.clone();
-        image.resize(state.size as usize, 0);
-        state.pieces.iter().for_each(|piece| put(&mut image, piece));
-        image
-    }
-
-    fn state(&self, name: &StateName, profile: Profile) -> Image {
-        self.image(
-            &self.model.state(name, profile, &Covered::Nothing).unwrap_or_else(|error| panic!("{name}: {error}")),
-        )
-    }
-
-    /// Everything that has to hold at any moment; an error says what does not.
-    fn check(&self, budget: usize) -> Result<(), String> {
-        let mut seen = self.medium.clone();
-        self.model.look(ByteRange::at(0, seen.len() as u64)).iter().for_each(|piece| put(&mut seen, piece));
-        if seen != self.reference.now {
-            return Err("readers see something else".into());
-        }
-        let profiles = [
-            (Profile::Ordered, self.reference.prefixes()),
-            (Profile::Request, self.reference.by_request()),
-            (Profile::Block, self.reference.by_block()),
-        ];
-        for (profile, legal) in &profiles {
-            let profile = *profile;
-            let total = self.model.count(profile).count;
-            if total > budget as u64 {
-                continue;
-            }
-            let names = self.model.names(profile, budget, 0);
-            let got: BTreeSet<_> = names.iter().map(|name| self.state(name, profile)).collect();
-            if let Some(name) = names.iter().find(|name| !legal.contains(&self.state(name, profile))) {
-                return Err(format!("{profile:?}: {name} is not legal"));
-            }
-            if got != *legal {
-                return Err(format!("{profile:?}: {} of {} states reached", got.len(), legal.len()));
-            }
-        }
-        let block = &profiles[2].1;
-        for profile in [Profile::Ordered, Profile::Request, Profile::Block, Profile::Torn] {
-            let legal = profiles.iter().find(|(of, _)| *of == profile).map_or(block, |(_, legal)| legal);
-            for name in self.model.names(profile, 40, 7) {
-                if !legal.contains(&self.state(&name, profile)) {
-                    return Err(format!("{profile:?}: {name} is not legal"));
-                }
-                // A name survives being written down.
-                assert_eq!(name.to_string().parse(), Ok(name));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn put(image: &mut Image, piece: &blkproof_fault::disk::piece::Piece) {
-    piece.copy_to(0, image);
-}
+use self::disk_common::{Both, Image, put};
 
 /// Runs workloads until something does not hold.
 fn run(seeds: u64, sabotage: Option<Sabotage>) -> Result<u64, String> {
@@ -402,6 +171,39 @@ fn names_in_the_order_of_their_worth() {
     assert_eq!(Model::new(512, 512).names(Profile::Block, 9, 0), [StateName::AllOld]);
 }
 
+/// CM 5.4, tier 2: two by two, of the metadata where it is known, of all where they are few.
+#[test]
+fn names_of_pairs() {
+    let mut model = Model::new(1 << 20, 512);
+    for i in 0..40 {
+        write(&mut model, i * 1024, i as u8, 1024);
+    }
+    let metadata = BTreeSet::from([ChangeId(3), ChangeId(7), ChangeId(8)]);
+    let names = |profile, metadata: Option<&BTreeSet<ChangeId>>| -> Vec<String> {
+        model.names_with(profile, 400, 0, metadata).iter().map(ToString::to_string).collect()
+    };
+    let first_random = 2 + 2 * 40 + 2 * 39;
+    assert!(names(Profile::Block, None)[first_random].starts_with("seed:"), "40 requests are not few");
+    let pairs = ["drop:3+7", "drop:3+8", "drop:7+8", "keep:3+7", "keep:3+8", "keep:7+8"];
+    assert_eq!(names(Profile::Block, Some(&metadata))[first_random..first_random + 6], pairs);
+    let torn = names(Profile::Torn, Some(&metadata));
+    assert_eq!(torn[first_random + 6..first_random + 8], ["tear:3:first:1", "tear:3:last:1"]);
+    assert_eq!(torn.iter().filter(|name| name.starts_with("tear:")).count(), 6);
+    assert!(torn[first_random + 12].starts_with("seed:"));
+    // A few: each pair once, and nothing twice.
+    for (count, pairs) in [(3, 0), (4, 6), (5, 20), (16, 240)] {
+        let mut model = Model::new(1 << 20, 512);
+        for i in 0..count {
+            write(&mut model, i * 4096, i as u8, 4096);
+        }
+        let names = model.names(Profile::Block, 500, 0);
+        let several = |name: &&StateName| matches!(name, StateName::Drop(ids) | StateName::Keep(ids) if ids.len() == 2);
+        assert_eq!(names.iter().filter(several).count(), pairs, "{count} requests");
+        let distinct: BTreeSet<_> = names.iter().map(ToString::to_string).collect();
+        assert_eq!(distinct.len(), names.len());
+    }
+}
+
 /// A block is cut at a sector, and everything else is as it would be.
 #[test]
 fn shorn_blocks() {
@@ -427,11 +229,12 @@ fn garbage_only_in_flight() {
     write(&mut model, 0, 1, 1024);
     model.submit(Request::Write { at: 1024, data: vec![2; 1024].into() });
     let moving = write(&mut model, 2048, 3, 512);
-    let mut noisy = BTreeSet::new();
+    let (mut noisy, mut unreadable) = (BTreeSet::new(), BTreeSet::new());
     for seed in 0..100 {
         let state = model.state(&StateName::Seed(seed), Profile::Garbage, &Covered::one(moving)).unwrap();
         let mut image = medium.clone();
         state.pieces.iter().for_each(|piece| put(&mut image, piece));
+        unreadable.extend(state.unreadable.iter().flat_map(|range| range.start / 512..range.end / 512));
         for (block, bytes) in image.chunks(512).enumerate() {
             if bytes.iter().any(|byte| *byte != bytes[0]) {
                 noisy.insert(block);
@@ -441,6 +244,7 @@ fn garbage_only_in_flight() {
         }
     }
     assert_eq!(noisy, BTreeSet::from([2, 3, 4]));
+    assert_eq!(unreadable, BTreeSet::from([2, 3, 4]));
 }
 
 /// What each state has lost of what was acknowledged, and of what was promised.
@@ -537,41 +341,42 @@ fn a_huge_disk() {
     let old = model.state(&StateName::AllOld, Profile::Block, &Covered::Nothing).unwrap();
     assert_eq!((old.pieces.len(), old.lost), (0, 1 << 40));
     assert_eq!(model.count(Profile::Block).count, u64::MAX);
-    assert!(model.count(Profile::Block).log2 > 65536.0);
+    assert!(model.count(Profile::Block).log2 > 10_000.0);
 }
 
+/// What a state costs does not grow with the bytes of a range: neighbours that pick the same are one piece, and all runs
+/// together have a bounded number of picks.
 #[test]
-fn eviction_in_each_order() {
-    for (order, want) in
-        [(WriteBack::Fifo, vec![0, 1]), (WriteBack::Lifo, vec![5, 6]), (WriteBack::Elevator, vec![1, 4])]
-    {
-        let mut model = Model::new(1 << 20, 512);
-        for place in [9, 0, 7, 6, 1, 8, 5] {
-            write(&mut model, place * 4096, 1, 4096);
-        }
-        model.submit(Request::Write { at: 0, data: vec![2; 4096].into() });
-        let limit = model.bytes() - 8000;
-        let evicted = model.evict(limit, order, 0);
-        assert_eq!(evicted, Covered::These(want.into_iter().map(ChangeId).collect()), "{order:?}");
-        model.settle(&evicted);
-        assert!(model.bytes() <= limit);
-        // The open one stays whatever is asked for.
-        let all = model.evict(0, order, 0);
-        model.settle(&all);
-        assert_eq!(model.pending(), (1, 1));
-        assert_eq!(model.evict(0, order, 0), Covered::Nothing);
-        assert!(!model.can_evict());
+fn many_huge_ranges() {
+    let mut model = Model::new(1 << 40, 512);
+    for i in 0..128 {
+        let id = model.submit(Request::Zeroes { range: ByteRange::at(i << 33, 1 << 30), unmap: true });
+        model.complete(id);
     }
-    let drawn = |seed| {
-        let mut model = Model::new(1 << 20, 512);
-        for place in 0..20 {
-            write(&mut model, place * 4096, 1, 4096);
-        }
-        let limit = model.bytes() / 2;
-        model.evict(limit, WriteBack::Random, seed)
-    };
-    assert_eq!(drawn(1), drawn(1));
-    assert_ne!(drawn(1), drawn(2));
+    let small = write(&mut model, 4 << 30, 7, 4096);
+    let state = |name: &str| model.state(&name.parse().unwrap(), Profile::Shorn, &Covered::Nothing).unwrap();
+    assert_eq!(state("all-old").pieces.len(), 0);
+    assert_eq!((state("all-old").lost, state("all-new").lost), ((128 << 30) + 4096, 0));
+    assert_eq!(state("all-new").pieces.len(), 129);
+    assert_eq!((state("drop:5").pieces.len(), state("drop:5").lost), (128, 1 << 30));
+    // A tear goes through a run where it has to, and nowhere else.
+    let torn = state("tear:5:first:3");
+    assert_eq!((torn.pieces.len(), torn.lost), (129, (1 << 30) - 1536));
+    assert_eq!(torn.pieces[6].range, ByteRange::at(5 << 33, 1536));
+    let torn = state("tear:5:last:3");
+    assert_eq!(torn.pieces[6].range, ByteRange::at((5 << 33) + (1 << 30) - 1536, 1536));
+    assert_eq!(state("number:5").pieces.iter().map(|piece| piece.range.len()).sum::<u64>() % 512, 0);
+    let mut mixed = 0;
+    for seed in 0..40 {
+        let pieces = state(&format!("seed:{seed}")).pieces;
+        assert!(pieces.len() <= 1 << 16, "{}", pieces.len());
+        assert!(pieces.windows(2).all(|pair| pair[0].range.end <= pair[1].range.start));
+        // Next to giants a small run still picks block by block.
+        let own = pieces.iter().filter(|piece| ByteRange::at(4 << 30, 4096).contains(piece.range.start));
+        let kept: u64 = own.map(|piece| piece.range.len()).sum();
+        mixed += usize::from((1..4096).contains(&kept));
+    }
+    assert!(mixed > 4, "{mixed} states have some blocks of request {small}");
 }
 
 /// A dropped request is open until a drain, and a flush covers it only after that (CM 4.5).

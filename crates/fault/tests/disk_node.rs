@@ -125,7 +125,7 @@ fn a_cut_in_the_middle_of_a_flush() {
             assert_eq!(&*report.state, name);
             assert_eq!(stored(&child), want, "{name} with a {hold:?} held {stage:?}");
             let error = flush.take().expect("whoever waited for the flush hears of it").unwrap_err();
-            assert_eq!(error.errno, Errno::NOTCONN);
+            assert_eq!((error.errno, error.gone), (Errno::NOTCONN, true));
             assert_eq!(seen(&node), want);
             // Nothing of the old life is left.
             block_on(node.flush()).unwrap();

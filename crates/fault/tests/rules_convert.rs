@@ -430,6 +430,17 @@ fn scsi_debug() {
         ),
         ("opts=4", &[], 0),
         (
+            "opts=0 wp=1 ndelay=50000",
+            &[
+                r#"{"id":"delay","do":{"delay":"50us"}}"#,
+                r#"{"id":"write-protected","on":{"op":["write","write-zeroes","discard"]},"do":{"fail":"07/2702","done":"nothing"}}"#,
+            ],
+            0,
+        ),
+        ("delay=5 random=1", &[r#"{"id":"delay","do":{"delay":"0s..20ms"}}"#], 1),
+        ("delay=-1 ndelay=0 random=0 wp=0 fake_rw=0 tur_ms_to_ready=0 virtual_gb=0", &[], 0),
+        ("delay=0 random=1 fake_rw=1 tur_ms_to_ready=0x10 virtual_gb=2", &[], 4),
+        (
             "2 -10 0x88 0 0 0x2 0x3 0x11 0x0\n0 1 ff\n3 1 28\n",
             &[
                 r#"{"id":"line-1","on":{"op":"read","times":10},"do":{"fail":"03/1100","done":"nothing"}}"#,
@@ -447,6 +458,9 @@ fn scsi_debug() {
     for (text, want) in [
         ("nothing", "in:1: these are neither module parameters"),
         ("opts=x", "in:1: 'x' is no value for opts"),
+        ("wp=2", "in:1: '2' is no value for wp"),
+        ("delay=1s", "in:1: '1s' is no value for delay"),
+        ("fake_rw=yes", "in:1: 'yes' is no value for fake_rw"),
         ("opts=2 sector_size=100", "in:1: '100' is no value for sector_size"),
         ("opts=2 medium_error_start=18446744073709551615", "in:1: the medium error lies beyond"),
         ("9 1 0x28", "in:1: there is no type 9"),

@@ -380,6 +380,21 @@ fn a_disk_that_grows_keeps_its_map() {
     assert_eq!((seen.heat.cell_size, seen.heat.cells[0].writes, seen.heat.cells[4095].writes), (256 << 10, 1, 1));
 }
 
+/// One failure far away, by its own offset or by what a rule says of its place, must not blur the map for good.
+#[test]
+fn a_far_failure_leaves_the_cells_as_they_are() {
+    let bench = bench(1 << 20, StatsOptions::default());
+    for (at, bad) in [(1 << 62, None), (0, Some(1 << 62))] {
+        let error = IoError::new(Errno::IO);
+        *bench.slow.fail.borrow_mut() = Some(bad.map_or(error.clone(), |bad| error.at(bad)));
+        block_on(bench.node.write(at, &[1; 512], WriteFlags::empty())).unwrap_err();
+    }
+    *bench.slow.fail.borrow_mut() = None;
+    block_on(bench.node.write(512, &[1; 512], WriteFlags::empty())).unwrap();
+    let seen = bench.stats.snapshot();
+    assert_eq!((seen.heat.cell_size, seen.heat.cells.len(), seen.heat.cells[1].writes), (512, 2, 1));
+}
+
 /// A snapshot with something in every field.
 fn full() -> Snapshot {
     let bench = bench(SIZE, StatsOptions { intervals: vec![1, 60], ..StatsOptions::default() });

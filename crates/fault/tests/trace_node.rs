@@ -13,7 +13,9 @@ use blkproof_block::{
 };
 use blkproof_fault::clock::Stopped;
 use blkproof_fault::request::Operation;
-use blkproof_fault::trace::{Line, Outcome, Record, Sink, Trace, TraceFlags, TraceNode, TraceOptions, parse};
+use blkproof_fault::trace::{
+    Line, Outcome, PlanReader, Record, Sink, Trace, TraceFlags, TraceNode, TraceOptions, parse,
+};
 use futures_lite::future::block_on;
 
 /// A list with room for so many more lines.
@@ -222,6 +224,7 @@ fn a_full_sink_loses_lines_and_nothing_else() {
             Line::Head(_) => "head".into(),
             Line::Request { record, .. } => format!("{}", record.done),
             Line::Dropped(count) => format!("dropped {count}"),
+            Line::Paused => "paused".to_owned(),
         })
         .collect();
     assert_eq!(words, ["head", "0", "dropped 4", "dropped 1", "6", "7"]);
@@ -231,14 +234,52 @@ fn a_full_sink_loses_lines_and_nothing_else() {
 }
 
 #[test]
-fn stopped_it_writes_nothing() {
-    let (node, _, lines) = bench(100, TraceOptions { start: false, ..TraceOptions::default() });
+fn stopped_it_writes_nothing_but_that() {
+    let (node, held, lines) = bench(100, TraceOptions { start: false, ..TraceOptions::default() });
+    let trace = Rc::clone(node.trace());
     block_on(node.flush()).unwrap();
-    node.trace().set_running(true);
+    trace.start();
     block_on(node.flush()).unwrap();
-    node.trace().set_running(false);
+    // One that is under way when it is stopped has its line all the same.
+    held.open.set(0);
+    let mut slow = pin!(node.write(4096, &[1; 512], WriteFlags::empty()));
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(slow.as_mut().poll(&mut context).is_pending());
+    trace.stop();
+    trace.stop();
+    held.open.set(u64::MAX);
     block_on(node.flush()).unwrap();
-    assert!(!node.trace().is_running());
-    let records = lines.records();
-    assert_eq!((records.len(), records[0].seq), (1, 0));
+    block_on(slow).unwrap();
+    assert!(!trace.is_running());
+    trace.start();
+    block_on(node.flush()).unwrap();
+    let words: Vec<String> = lines
+        .parsed()
+        .iter()
+        .map(|line| match line {
+            Line::Head(_) => "head".to_owned(),
+            Line::Paused => "paused".to_owned(),
+            Line::Request { record, .. } => format!("{} {} {}", record.seq, record.done, record.after),
+            Line::Dropped(count) => panic!("{count} dropped"),
+        })
+        .collect();
+    assert_eq!(words, ["head", "paused", "0 0 0", "paused", "1 1 1", "2 2 2"]);
+    let mut reader = PlanReader::default();
+    lines.list.borrow().iter().for_each(|line| reader.line(line).unwrap());
+    let plan = reader.finish().unwrap();
+    assert_eq!((plan.len(), plan.pauses), (3, 2));
+}
+
+/// What a graph that does not open leaves of an earlier trace: a trace without a node has written nothing.
+#[test]
+fn nothing_is_written_before_there_is_a_node() {
+    let lines = Rc::new(Lines { room: Cell::new(100), ..Lines::default() });
+    let sink = Rc::clone(&lines) as Rc<dyn Sink>;
+    let trace = Trace::new("t", 512, Rc::new(Stopped), sink, TraceOptions::default());
+    trace.stop();
+    trace.start();
+    assert_eq!(lines.list.borrow().len(), 0);
+    let node = TraceNode::new(Memory::new(512), Rc::clone(&trace));
+    assert_eq!(lines.list.borrow().len(), 1);
+    drop(node);
 }

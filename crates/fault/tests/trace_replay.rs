@@ -297,7 +297,6 @@ fn lost_lines_and_nonsense() {
         (vec![], "no trace: "),
         (vec!["RIFF".to_owned()], "no trace: "),
         (vec![request(0, 0, 0)], "no trace: "),
-        (vec![head.clone(), head.clone()], "line 2: schema 'a second head'"),
         (vec![head.clone(), "{".into()], "line 2: no JSON object"),
         (vec![head.clone(), request(0, 0, 0), request(0, 1, 0)], "request 0: its number is there twice"),
         (vec![head.clone(), request(0, 0, 0), request(1, 0, 0)], "request 1: another one has the same place"),
@@ -312,6 +311,61 @@ fn lost_lines_and_nonsense() {
     let (summary, told) = run(&read(&[head.clone(), huge]).unwrap(), &Shuffled::new(0));
     assert_eq!((summary.requests, summary.differences), (0, 1));
     assert!(told[0].to_string().ends_with("not sent, it is longer than 1073741824 bytes"), "{}", told[0]);
+}
+
+/// A head amid the lines begins another session: its requests come behind those of the first, with numbers and times that
+/// begin anew, and what reads bring is not judged, since nobody knows what happened in between.
+#[test]
+fn a_trace_goes_on_behind_a_second_head() {
+    let lines = record(&Shuffled::new(1), true);
+    let one = plan(&lines);
+    let later = lines[0].replace("\"unix_ns\":0", "\"unix_ns\":5000000000");
+    assert_ne!(later, lines[0]);
+    let twice: Vec<String> = [&lines[..], &[later], &lines[1..]].concat();
+    let twice = plan(&twice);
+    assert_eq!((twice.len(), twice.pauses, one.has_data(), twice.has_data()), (2 * one.len(), 1, true, false));
+    let device = Shuffled::new(2);
+    let asleep = Asleep::default();
+    let clock: Rc<dyn Clock> = Rc::new(asleep.clone());
+    let summary = block_on(replay(&twice, &device, &clock, Speed::Times(1.0), |_| {}));
+    assert_eq!((summary.requests, summary.differences, summary.compared), (2 * one.len() as u64, 0, 0));
+    assert_eq!(asleep.0.get(), Duration::from_secs(5));
+    // All of the first session is over when the second begins.
+    let log = device.log.borrow();
+    let (first, second) = log.split_at(log.len() / 2);
+    for session in [first, second] {
+        let begun = session.iter().filter(|(begins, _)| *begins).count();
+        assert_eq!(begun * 2, session.len());
+    }
+}
+
+#[test]
+fn a_pause_leaves_nothing_to_judge() {
+    let mut lines = record(&Shuffled::new(1), true);
+    lines.insert(lines.len() / 2, "{\"paused\":true}\n".into());
+    let paused = plan(&lines);
+    assert_eq!((paused.pauses, paused.has_data()), (1, false));
+    let other = Shuffled::new(2);
+    block_on(other.memory.write(0, &vec![0xee; 32 * 4096], WriteFlags::empty())).unwrap();
+    assert_eq!(run(&paused, &other).0.differences, 0, "whatever was written meanwhile");
+}
+
+/// Reads of 600 MiB that overlapped: no two of them have memory at a time.
+#[test]
+fn what_is_under_way_at_a_time_is_bounded() {
+    let head = record(&Shuffled::new(1), false).remove(0);
+    let mut reader = PlanReader::default();
+    reader.line(&head).unwrap();
+    for seq in 0..3 {
+        let line = format!(
+            "{{\"seq\":{seq},\"done\":{seq},\"after\":0,\"op\":\"read\",\"offset\":0,\"bytes\":{},\"submit_ns\":0,\
+             \"complete_ns\":0,\"outcome\":\"ok\"}}",
+            600_u64 << 20
+        );
+        reader.line(&line).unwrap();
+    }
+    let (summary, told) = run(&reader.finish().unwrap(), &Shuffled::new(1));
+    assert_eq!((summary.requests, summary.in_flight_max, summary.held_back, told.len()), (3, 1, 2, 3), "{told:?}");
 }
 
 /// Time that passes by sleeping alone.

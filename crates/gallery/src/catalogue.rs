@@ -56,6 +56,12 @@ pub enum Driver {
     Retry,
 }
 
+impl Driver {
+    /// All of them.
+    pub const ALL: &'static [Self] =
+        &[Self::Qcow2, Self::Vdi, Self::Cache, Self::Log, Self::Merge, Self::Pad, Self::Pieces, Self::Retry];
+}
+
 /// What a defect needs besides the driver's options to be reachable.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Need {

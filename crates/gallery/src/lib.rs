@@ -16,6 +16,7 @@ mod catalogue;
 pub mod drivers;
 mod mutant;
 pub mod snapshot;
+mod targets;
 
 /// Copies of our format drivers, with defects in them.
 #[allow(
@@ -34,3 +35,4 @@ pub mod formats {
 
 pub use catalogue::{Cap, Driver, Entry, Found, Need, catalogue};
 pub use mutant::{Mutant, Planted, planted};
+pub use targets::{Planting, find, targets};

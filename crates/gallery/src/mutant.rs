@@ -43,6 +43,11 @@ pub fn planted(mutant: Mutant) -> bool {
     ON.get() == Some(mutant)
 }
 
+/// Switches a defect on in this thread, or all of them off, until somebody says otherwise.
+pub(crate) fn plant(mutant: Option<Mutant>) {
+    ON.set(mutant);
+}
+
 /// Switches a defect on in this thread, until it is dropped; then what was on before is on again.
 ///
 /// ```

@@ -10,8 +10,9 @@
 //! | anything else | `EIO` |
 //!
 //! `ESHUTDOWN` tells a client to leave for good. Only a server that shuts down, or takes an export away, means that; a device
-//! that says so (an `nbd` node below that lost its own server) has failed, and its clients hear `EIO`. `ENOTCONN` has no
-//! number: it ends the connection.
+//! that says so (an `nbd` node below that lost its own server) has failed, and its clients hear `EIO`. An error of a
+//! device that is gone ([`IoError::gone`]) has no number: it ends the connection. `ENOTCONN` by itself, which the host's file
+//! system may fail with, is one of the others.
 
 use std::fmt::Write as _;
 

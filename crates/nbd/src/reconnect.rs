@@ -25,8 +25,8 @@
 //! # What is never said although it is not known
 //! * **Drained.** A request that changes the disk, that the old server received, did not answer, and that was not done
 //!   again successfully, because its future was dropped, or because its failure was reported, may land at any time (CM
-//!   4.5). [`drain`](BlockDevice::drain) fails with `ESHUTDOWN` from then on. A request that was never sent leaves
-//!   nothing behind; one that is sent again and then dropped is open like any other until the new server answers.
+//!   4.5). [`drain`](BlockDevice::drain) fails with `ESHUTDOWN` from then on. A request whose head had not left whole
+//!   leaves nothing behind; one that is sent again and then dropped is open like any other until the new server answers.
 //! * **Flushed.** Writes that were acknowledged and not flushed when the connection was lost are covered by a later flush
 //!   only if the server says so (`reconnect/ledger.rs`); else every later flush, and FUA where it takes a flush, fails with `EIO`.
 //!   Writes with FUA were durable and do not count. A server without flush has nothing to flush.

@@ -483,6 +483,31 @@ fn what_can_not_land_is_not_held_against_a_drain() {
     });
 }
 
+/// Behind a write that the pipe does not take whole, others wait with their heads unsent: no server knows of them.
+#[test]
+fn what_had_not_left_is_not_open() {
+    run(async {
+        for big in [128 << 10, 512] {
+            let world = World::default();
+            let (node, mut server) = world.open("30", Offer::default()).await;
+            let data = vec![1; big];
+            let mut one = Box::pin(node.write(0, &data, WriteFlags::empty()));
+            let mut two = Box::pin(node.write(1 << 18, &[2; 512], WriteFlags::empty()));
+            assert!(poll_once(&mut one).await.is_none() && poll_once(&mut two).await.is_none());
+            settle().await;
+            if big == 512 {
+                // There was room: the server has both, whether it has looked at them or not.
+                server.next().await;
+            }
+            drop((one, two));
+            drop(server);
+            settle().await;
+            let words = if big == 512 { "2 requests that change the disk" } else { "1 request that changes the disk" };
+            says(&at_once(node.drain()).await.unwrap_err(), Errno::SHUTDOWN, &[words]);
+        }
+    });
+}
+
 #[test]
 fn only_what_changes_the_disk_and_was_sent_is_open() {
     run(async {

@@ -29,6 +29,7 @@ const GONE: u64 = 4096;
 const HUNG: u64 = 8192;
 const LOST_BELOW: u64 = 12288;
 const GONE_HALFWAY: u64 = 16384;
+const NOT_CONNECTED: u64 = 20480;
 
 /// A disk with places where reads go wrong.
 struct Trap {
@@ -51,10 +52,9 @@ impl BlockDevice for Trap {
     }
     async fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         match at {
-            GONE => Err(IoError::new(Errno::NOTCONN)),
-            GONE_HALFWAY => {
-                Err(IoError { first_bad: Some(blkproof_block::ByteOffset(at + 512)), ..IoError::new(Errno::NOTCONN) })
-            }
+            GONE => Err(IoError::gone()),
+            GONE_HALFWAY => Err(IoError::gone().at(at + 512)),
+            NOT_CONNECTED => Err(IoError::new(Errno::NOTCONN)),
             LOST_BELOW => Err(IoError::new(Errno::SHUTDOWN).detail("the server below is gone")),
             HUNG => {
                 self.hung.set(self.hung.get() + 1);
@@ -118,7 +118,7 @@ fn server_of(node: Node) -> Rc<Server> {
     Rc::new(Server::new(exports([Export::new("", node)]), Limits::default()))
 }
 
-/// Nothing comes after an `ENOTCONN`: not its reply, not one composed before it in the same round, not one of a request
+/// Nothing comes after the device is gone: not its reply, not one composed before it in the same round, not one of a request
 /// behind it, and no request in flight is left.
 #[test]
 fn a_device_that_is_gone_ends_the_connection_without_an_answer() {
@@ -144,6 +144,22 @@ fn a_device_that_is_gone_ends_the_connection_without_an_answer() {
                 assert_eq!((hung.get(), server.connections()), (0, 0), "what was in flight is dropped");
             }
         }
+    });
+}
+
+/// A host's file system may fail with `ENOTCONN`: that is a failure like others, and no power cut.
+#[test]
+fn enotconn_of_the_host_is_answered() {
+    run(async {
+        let (node, _) = trap();
+        let server = server_of(node);
+        let (mut near, _serving) = raw(&server, false).await;
+        near.write_all(&compact(READ, 0, 1, NOT_CONNECTED, 512)).await.unwrap();
+        let mut reply = [0; 16];
+        near.read_exact(&mut reply).await.unwrap();
+        assert_eq!(reply, [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1], "EIO");
+        near.write_all(&compact(READ, 0, 2, FINE, 512)).await.unwrap();
+        near.read_exact(&mut [0; 16 + 512]).await.unwrap();
     });
 }
 

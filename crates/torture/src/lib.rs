@@ -18,9 +18,12 @@
 //!   same.
 //! - The oracle knows what was asked and answered, and nothing else; it never looks at the driver or its disk.
 
+pub mod campaign;
 pub mod finding;
 pub mod oracle;
 pub mod plan;
 pub mod run;
+pub mod shrink;
 pub mod stamp;
 pub mod target;
+pub mod workload;

@@ -222,13 +222,13 @@ fn ten_thousand_mutated_plans_do_not_panic() {
     for seed in 0..10_000 {
         let mut choices = Choices::new(seed);
         let mut text: Vec<u8> = WHOLE.into();
-        for _ in 0..=choices.below(4) {
+        for _ in 0..=choices.below(2) {
             let at = choices.index(text.len());
             match choices.below(5) {
                 0 => {
                     text.remove(at);
                 }
-                1 => text[at] = choices.next() as u8 & 0x7f,
+                1 => text[at] = b'0' + (choices.below(75) as u8),
                 2 => {
                     let to = (at + choices.index(60)).min(text.len());
                     text.drain(at..to);
@@ -256,7 +256,7 @@ fn ten_thousand_mutated_plans_do_not_panic() {
             }
         }
     }
-    assert!(read > 500 && refused > 5000, "the mutations should bite, and not always: {read} read, {refused} refused");
+    assert!(read > 300 && refused > 5000, "the mutations should bite, and not always: {read} read, {refused} refused");
 }
 
 fn range(len_max: u64) -> impl Strategy<Value = ByteRange> {
@@ -283,9 +283,9 @@ fn state() -> impl Strategy<Value = CutState> {
         Just(CutState::AllNew),
         vec(io(), 0..4).prop_map(CutState::Drop),
         vec(io(), 0..4).prop_map(CutState::Keep),
-        (io(), any(), any()).prop_map(|(io, first, blocks)| CutState::Tear { io, first, blocks }),
-        any().prop_map(CutState::Seed),
-        any().prop_map(CutState::Number),
+        (io(), any::<bool>(), any::<u64>()).prop_map(|(io, first, blocks)| CutState::Tear { io, first, blocks }),
+        any::<u64>().prop_map(CutState::Seed),
+        any::<u64>().prop_map(CutState::Number),
     ]
 }
 
@@ -301,7 +301,11 @@ fn point() -> impl Strategy<Value = CutPoint> {
 fn crash() -> impl Strategy<Value = CrashPlan> {
     prop_oneof![
         Just(CrashPlan::None),
-        (1..=u32::MAX, 0..=64_u8, any()).prop_map(|(states, depth, seed)| CrashPlan::Explore { states, depth, seed }),
+        (1..=u32::MAX, 0..=64_u8, any::<u64>()).prop_map(|(states, depth, seed)| CrashPlan::Explore {
+            states,
+            depth,
+            seed
+        }),
         (point(), state(), proptest::option::of((point(), state()))).prop_map(|(point, state, again)| CrashPlan::At {
             point,
             state,
@@ -317,13 +321,13 @@ fn act() -> impl Strategy<Value = Act> {
             let len = vector.iter().map(|len| u64::from(*len)).sum();
             Act::Read { range: ByteRange::at(at, len), vector }
         }),
-        (range(REQUEST_MAX), any(), any()).prop_map(|(range, fua, compressed)| Act::Write { range, fua, compressed }),
-        (range(SIZE_MAX), any(), any(), any()).prop_map(|(range, fua, unmap, no_fallback)| Act::Zeroes {
+        (range(REQUEST_MAX), any::<bool>(), any::<bool>()).prop_map(|(range, fua, compressed)| Act::Write {
             range,
             fua,
-            unmap,
-            no_fallback
+            compressed
         }),
+        (range(SIZE_MAX), any::<bool>(), any::<bool>(), any::<bool>())
+            .prop_map(|(range, fua, unmap, no_fallback)| Act::Zeroes { range, fua, unmap, no_fallback }),
         range(SIZE_MAX).prop_map(|range| Act::Discard { range }),
         range(SIZE_MAX).prop_map(|range| Act::Status { range }),
         Just(Act::Flush),
@@ -341,23 +345,18 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         if backwards {
             ids.reverse();
         }
-        let one =
-            |(at, (&id, (act, queue, after, drop_at))): (usize, (&u32, (Act, u8, Vec<prop::sample::Index>, _)))| {
-                let mut earlier: Vec<u32> = Vec::new();
-                for index in after {
-                    let candidate = (at > 0).then(|| ids[index.index(at)]);
-                    earlier.extend(candidate.filter(|id| !earlier.contains(id)));
-                }
-                let alone = matches!(act, Act::Reopen | Act::Cut { .. });
-                Op {
-                    id,
-                    queue: if alone { 0 } else { queue },
-                    act,
-                    after: earlier,
-                    drop_at: drop_at.filter(|_| !alone),
-                }
-            };
-        ids.iter().zip(ops).enumerate().map(one).collect()
+        let mut list: Vec<Op> = Vec::new();
+        for (&id, (act, queue, after, drop_at)) in ids.iter().zip(ops) {
+            let mut earlier: Vec<u32> = Vec::new();
+            for index in after {
+                let candidate = (!list.is_empty()).then(|| list[index.index(list.len())].id);
+                earlier.extend(candidate.filter(|id| !earlier.contains(id)));
+            }
+            let alone = matches!(act, Act::Reopen | Act::Cut { .. });
+            let queue = if alone { 0 } else { queue };
+            list.push(Op { id, queue, act, after: earlier, drop_at: drop_at.filter(|_| !alone) });
+        }
+        list
     })
 }
 
@@ -370,17 +369,13 @@ fn faults() -> impl Strategy<Value = Faults> {
     let done = prop_oneof![
         Just(FaultDone::Nothing),
         Just(FaultDone::All),
-        any().prop_map(FaultDone::First),
-        any().prop_map(FaultDone::From),
+        any::<u64>().prop_map(FaultDone::First),
+        any::<u64>().prop_map(FaultDone::From),
     ];
-    let fault = (at, any(), any(), done, 1..4096).prop_map(|(at, lasting, immediate, done, errno)| FaultSpec {
-        at,
-        lasting,
-        immediate,
-        done,
-        errno: Errno(errno),
+    let fault = (at, any::<bool>(), any::<bool>(), done, 1..4096).prop_map(|(at, lasting, immediate, done, errno)| {
+        FaultSpec { at, lasting, immediate, done, errno: Errno(errno) }
     });
-    let random = (any(), 0..=1000_u32, 0..=1000_u32, 0..=1000_u32, any());
+    let random = (any::<u64>(), 0..=1000_u32, 0..=1000_u32, 0..=1000_u32, any::<bool>());
     (vec(fault, 0..5), random).prop_map(|(named, (seed, rate, immediate, partial, spare_open))| Faults {
         named,
         random: RandomFaults { seed, rate, immediate, partial, spare_open },
@@ -395,7 +390,7 @@ fn schedule() -> impl Strategy<Value = Schedule> {
         (1..=64_u32, 1..=u32::MAX).prop_map(|(depth, length)| Order::Pct { depth, length }),
     ];
     let hold = (key(), key()).prop_filter("itself", |(what, until)| what != until);
-    (order, any(), vec(hold.prop_map(|(what, until)| Hold { what, until }), 0..4))
+    (order, any::<u64>(), vec(hold.prop_map(|(what, until)| Hold { what, until }), 0..4))
         .prop_map(|(strategy, seed, holds)| Schedule { strategy, seed, holds })
 }
 
@@ -408,7 +403,7 @@ fn target() -> impl Strategy<Value = TargetSpec> {
 fn disk() -> impl Strategy<Value = DiskSpec> {
     let profile = prop::sample::select(Profile::NAMES.to_vec());
     let flush = prop::sample::select(FlushError::NAMES.to_vec());
-    (9..=20_u32, profile, any::<bool>(), flush, any()).prop_map(|(shift, profile, liar, flush, seed)| DiskSpec {
+    (9..=20_u32, profile, any::<bool>(), flush, any::<u64>()).prop_map(|(shift, profile, liar, flush, seed)| DiskSpec {
         block: 1 << shift,
         profile: profile.1,
         kind: if liar { Kind::Liar } else { Kind::Honest },

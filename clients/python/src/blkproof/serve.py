@@ -18,6 +18,9 @@ __all__ = ["Disk", "PowerCut"]
 DEFAULT_SIZE = 64 << 20
 """Bytes of a fresh disk."""
 
+STATS_NODE = "stats"
+"""What ``blkproof serve --stats`` calls the node in front of the only export."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PowerCut:
@@ -333,22 +336,22 @@ class Disk:
 
         ``driver-specific`` holds blkproof's own: latencies, sizes, alignments, queue depth.
         """
-        answer = self.command("stats-query")[0]
+        # By name: the image's graph may have such nodes of its own.
+        answer = self.command("stats-query", node=STATS_NODE)[0]
         return {**answer["stats"], "driver-specific": answer["driver-specific"]}
 
     def reset_stats(self) -> None:
         """Forgets the figures."""
-        self.command("stats-reset")
+        self.command("stats-reset", node=STATS_NODE)
 
     def events(self, name: Optional[str] = None, **fields: Any) -> List[Event]:
         """What has happened, the oldest first: all, or only events of that ``name`` with these ``fields``.
 
-        To be sure that one is among them, use :meth:`wait_event`, which sees those of the past too.
+        What happened before this was called is among them. :meth:`wait_event` waits for those that are to come, and sees
+        those of the past too.
         """
-        # Events come over the same connection as replies, and in their order but for those of the same moment: what
-        # happened before the first of two commands stands before the reply to the second.
-        for _ in range(2):
-            self._client.execute("query-version")
+        # What happened before a reply stands before it.
+        self.command("query-version")
         return self._client.events(name, **fields)
 
     def wait_event(self, name: str, count: int = 1, timeout: float = 30.0, **fields: Any) -> Event:

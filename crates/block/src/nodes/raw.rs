@@ -151,8 +151,8 @@ impl<D: BlockDevice> BlockDevice for Raw<D> {
         }
         let below = self.translate(at, data.len() as u64)?;
         self.announce(Event::WriteAio).await;
+        let _change = self.unflushed.change();
         let done = self.below.write(below, data, flags).await;
-        self.unflushed.changed();
         self.rebase(below, at, done)
     }
 
@@ -162,9 +162,8 @@ impl<D: BlockDevice> BlockDevice for Raw<D> {
     }
 
     async fn write_vm_state(&self, at: u64, data: &[u8]) -> Result<()> {
-        let done = self.below.write_vm_state(at, data).await;
-        self.unflushed.changed();
-        done
+        let _change = self.unflushed.change();
+        self.below.write_vm_state(at, data).await
     }
 
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
@@ -172,8 +171,8 @@ impl<D: BlockDevice> BlockDevice for Raw<D> {
             return Ok(());
         }
         let below = self.translate(at, len)?;
+        let _change = self.unflushed.change();
         let done = self.below.write_zeroes(below, len, flags).await;
-        self.unflushed.changed();
         self.rebase(below, at, done)
     }
 
@@ -182,8 +181,8 @@ impl<D: BlockDevice> BlockDevice for Raw<D> {
             return Ok(());
         }
         let below = self.translate(at, len)?;
+        let _change = self.unflushed.change();
         let done = self.below.discard(below, len).await;
-        self.unflushed.changed();
         self.rebase(below, at, done)
     }
 
@@ -204,9 +203,8 @@ impl<D: BlockDevice> BlockDevice for Raw<D> {
         let Some(size) = size.checked_add(self.offset) else {
             return Err(IoError::new(crate::Errno::FBIG));
         };
-        let done = self.below.resize(size, preallocation).await;
-        self.unflushed.changed();
-        done
+        let _change = self.unflushed.change();
+        self.below.resize(size, preallocation).await
     }
 
     async fn drain(&self) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod address;
 mod listen;
+mod own_file;
 mod process;
 
 use std::future::Future;
@@ -15,6 +16,7 @@ use tokio::task::JoinSet;
 
 pub(crate) use self::address::Address;
 use self::listen::Listener;
+pub(crate) use self::own_file::{OwnFile, remove_stale};
 pub(crate) use self::process::Process;
 use crate::messages::without_number;
 
@@ -53,10 +55,10 @@ impl Control {
                 () = &mut stop => break,
                 Some(_) = clients.join_next(), if !clients.is_empty() => {}
                 client = listener.accept(), if clients.len() < CLIENTS_MAX => match client {
-                    Ok(stream) => {
+                    Ok((stream, line)) => {
                         let server = Rc::clone(&server);
                         clients.spawn_local(async move {
-                            if let Some(words) = complaint(server.serve(stream).await) {
+                            if let Some(words) = complaint(server.serve(stream, line.hung_up()).await) {
                                 eprintln!("warning: {words}");
                             }
                         });

@@ -1,14 +1,14 @@
 //! What control commands can do to this process.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use blkproof_block::graph::{OpenContext, OpenFlags, Options};
 use blkproof_block::{LocalBoxFuture, Node};
-use blkproof_control::{Host, NewImage, OVERLAY_SECTOR};
+use blkproof_control::{Draft, Host, NewImage, OVERLAY_SECTOR};
 use tokio::sync::Notify;
 
+use super::OwnFile;
 use crate::graph::registry;
 use crate::messages::without_number;
 
@@ -27,7 +27,7 @@ impl Process {
         self.quit.notified().await;
     }
 
-    async fn create_image(image: NewImage<'_>) -> Result<Node, String> {
+    async fn create_image(image: NewImage<'_>) -> Result<Box<dyn Draft>, String> {
         let NewImage { file, format, size, backing } = image;
         if backing.is_some() && size > OVERLAY_MAX {
             return Err(format!(
@@ -42,6 +42,7 @@ impl Process {
             let words = error.to_string();
             format!("could not create '{file}': {}", without_number(&words))
         })?;
+        let made = OwnFile::new(Path::new(file), &made);
         let options = match backing {
             Some((name, format)) => Options::new()
                 .with("backing_file", name)
@@ -58,15 +59,26 @@ impl Process {
             let options = if backing.is_some() { options.with("backing", "none") } else { options };
             context.open(options).await
         };
-        opened.await.map_err(|error| {
-            // Nothing that is of use, and nobody else's.
-            if std::fs::symlink_metadata(Path::new(file))
-                .is_ok_and(|now| (now.dev(), now.ino()) == (made.dev(), made.ino()))
-            {
-                let _ = std::fs::remove_file(file);
-            }
-            format!("could not create '{file}': {error}")
-        })
+        match opened.await {
+            Ok(node) => Ok(Box::new(DraftFile { node, file: made })),
+            Err(error) => Err(format!("could not create '{file}': {error}")),
+        }
+    }
+}
+
+/// An image whose file goes unless it is kept.
+struct DraftFile {
+    node: Node,
+    file: OwnFile,
+}
+
+impl Draft for DraftFile {
+    fn node(&self) -> &Node {
+        &self.node
+    }
+
+    fn keep(self: Box<Self>) {
+        self.file.keep();
     }
 }
 
@@ -75,7 +87,7 @@ impl Host for Process {
         self.quit.notify_one();
     }
 
-    fn create<'a>(&'a self, image: NewImage<'a>) -> LocalBoxFuture<'a, Result<Node, String>> {
+    fn create<'a>(&'a self, image: NewImage<'a>) -> LocalBoxFuture<'a, Result<Box<dyn Draft>, String>> {
         Box::pin(Self::create_image(image))
     }
 }

@@ -79,6 +79,8 @@ pub(super) struct Bench {
     /// What clients get.
     node: Node,
     dir: PathBuf,
+    /// The state it comes back in after the next cut; its seed picks one if not given.
+    pub(super) state: Option<Rc<str>>,
     /// Cuts that were looked at.
     told: u64,
 }
@@ -94,12 +96,12 @@ impl Bench {
         let disk = disk.map_err(|taken| anyhow!("{taken}"))?;
         let handle = disk.handle();
         let faults = Faults::new(Rc::from("fault"), RuleSet::default(), &lab)?;
-        faults.set_disks(lab.switches());
+        faults.set_disks(lab.switches())?;
         let notices = lab.notices().listen();
         let witness = Witness::new(Node::new(Fault::new(Node::new(disk), Rc::clone(&faults))));
         let log = witness.log();
         let node = Aligned::wrap(Node::new(witness));
-        Ok(Self { medium, disk: handle, faults, notices, log, node, dir: dir.to_owned(), told: 0 })
+        Ok(Self { medium, disk: handle, faults, notices, log, node, dir: dir.to_owned(), state: None, told: 0 })
     }
 
     /// The socket, while something runs.
@@ -122,7 +124,7 @@ impl Bench {
         let socket = self.socket();
         let listener = UnixListener::bind(&socket).with_context(|| format!("listening on '{}'", socket.display()))?;
         if let Some(moment) = cut_at {
-            self.faults.add(vec![rule(moment)])?;
+            self.faults.add(vec![rule(moment, self.state.clone())])?;
         }
         let server = Rc::new(Server::new(Exports::single(self.node.clone()), Limits::default()));
         let gone = async {
@@ -165,8 +167,10 @@ impl Bench {
     /// What the cut did that happened during the last run; makes one if there was none. Begins a new life.
     pub(super) async fn cut(&mut self, wanted: Moment) -> anyhow::Result<Loss> {
         let mut seen = self.take_notices(wanted)?;
+        let state = self.state.take();
         if seen.loss.is_none() {
-            self.disk.power_cut(None).await?;
+            // Nothing happened so far, or the state it was to have is none of its own: then it is told here.
+            self.disk.power_cut(state.as_deref()).await?;
             seen = self.take_notices(wanted)?;
         }
         let (state, lost, betrayed) = seen.loss.context("the disk did not say what it lost")?;
@@ -210,12 +214,12 @@ struct Seen {
     loss: Option<(String, u64, u64)>,
 }
 
-fn rule(moment: Moment) -> Rule {
+fn rule(moment: Moment, state: Option<Rc<str>>) -> Rule {
     let done = if moment.done { Done::All } else { Done::None };
     Rule {
         id: RuleId(RULE.into()),
         on: On { operations: COUNTED, nth: Some(moment.request), times: Some(1), ..On::default() },
-        action: Action::PowerCut { disk: None, state: None, done },
+        action: Action::PowerCut { disk: None, state, done },
         then: Then::default(),
         life: None,
     }

@@ -1,6 +1,7 @@
 //! One power cut from beginning to end: a fresh disk, the program, the cut, the check.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -21,6 +22,8 @@ pub(super) struct Plan {
     pub(super) patience: Duration,
     /// Cut the power during recovery too.
     pub(super) during_recovery: bool,
+    /// The state a disk comes back in after its first cut; its seed picks one if not given.
+    pub(super) state: Option<String>,
     /// What a disk holds at first.
     pub(super) image: Node,
     /// Requests that a run takes from beginning to end.
@@ -150,11 +153,12 @@ pub(super) async fn make(plan: &Plan, number: u64, dir: &Path) -> anyhow::Result
     let options = DiskOptions { seed: draws.next(), ..plan.disk };
     let second = Moment { request: draws.below(12).saturating_add(1), done: draws.chance(500) };
     let mut bench = Bench::new(&plan.image, options, dir).await?;
+    bench.state = plan.state.as_deref().map(Rc::from);
     let place = Place { plan, dir, cut: number };
     let ended = place.start(&bench, &plan.workload.run, Some(moment)).await?;
     let acknowledged = place.keep(&ended)?;
     let hung = ended.how == How::TooLong;
-    let loss = bench.cut(moment).await?;
+    let loss = bench.cut(moment).await.with_context(|| format!("cut {number}"))?;
     if loss.during.is_none() && !hung && !did_its_work(&ended) {
         bail!("cut {number}: the program {} before the power went: {}", ended.how.words(), ended.complaint());
     }

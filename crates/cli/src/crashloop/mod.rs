@@ -29,7 +29,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use blkproof_block::Node;
 use blkproof_block::nodes::memory::Memory;
-use blkproof_fault::disk::{DiskOptions, parse_options};
+use blkproof_fault::disk::{DiskOptions, StateName, parse_options};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -95,6 +95,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NUMBER", value_delimiter = ',')]
     only: Vec<u64>,
 
+    /// The state the disk comes back in after the cut, instead of one that the seed picks
+    ///
+    /// A name as `power-cut` takes it, such as drop:17; for one cut, named with --only.
+    #[arg(long, value_name = "NAME", requires = "only", value_parser = parse_state)]
+    state: Option<String>,
+
     /// What everything random follows from
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -152,6 +158,11 @@ fn parse_disk(text: &str) -> Result<DiskOptions, String> {
     Ok(options)
 }
 
+fn parse_state(text: &str) -> Result<String, String> {
+    let name: Result<StateName, _> = text.parse();
+    name.map(|name| name.to_string()).map_err(|error| error.to_string())
+}
+
 /// A program did not do its work.
 const COULD_NOT_RUN: u8 = 4;
 
@@ -179,15 +190,21 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 }
 
 async fn crashloop(args: &Args, numbers: &[u64]) -> anyhow::Result<ExitCode> {
-    eprintln!("{}", again(args.seed));
-    let scratch = tempfile::Builder::new().prefix("crashloop-").tempdir().context("making a scratch directory")?;
-    let mut plan = plan(args, scratch.path()).await?;
+    let given: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    eprintln!("{}", again(&given, args.seed));
+    // Before there is anything that a signal could leave behind.
     let mut stop = pin!(stop_signal()?);
-    tokio::select! {
+    let scratch = tempfile::Builder::new().prefix("crashloop-").tempdir().context("making a scratch directory")?;
+    let prepared = async {
+        let mut plan = plan(args, scratch.path()).await?;
+        cut::rehearse(&mut plan, scratch.path()).await?;
+        anyhow::Ok(plan)
+    };
+    let plan = tokio::select! {
         biased;
         () = &mut stop => return Ok(ExitCode::from(ENDED_EARLY)),
-        rehearsed = cut::rehearse(&mut plan, scratch.path()) => rehearsed?,
-    }
+        plan = prepared => plan?,
+    };
     let mut cuts = BTreeMap::new();
     let made = {
         let mut all = pin!(make_all(args, &plan, numbers, scratch.path(), &mut cuts));
@@ -198,7 +215,8 @@ async fn crashloop(args: &Args, numbers: &[u64]) -> anyhow::Result<ExitCode> {
         }
     };
     let cuts: Vec<Cut> = cuts.into_values().collect();
-    let report = Report { plan: &plan, cuts: &cuts, wanted: numbers.len() };
+    let again = |cut: &Cut| again(&alone(&given, cut), args.seed);
+    let report = Report { plan: &plan, cuts: &cuts, wanted: numbers.len(), again: &again };
     // What was found before something went wrong is told, too.
     if made.is_ok() || !cuts.is_empty() {
         tell(args, &report)?;
@@ -213,14 +231,31 @@ async fn crashloop(args: &Args, numbers: &[u64]) -> anyhow::Result<ExitCode> {
 }
 
 /// The command line that does the same again.
-fn again(seed: u64) -> String {
+fn again(given: &[String], seed: u64) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./=:,+@%".contains(&byte);
-    let word = |word: String| if !word.is_empty() && word.bytes().all(plain) { word } else { quoted(&word) };
-    let given: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    let has_seed = given.iter().any(|word| word.starts_with("--seed"));
-    let words: Vec<_> = given.into_iter().map(word).collect();
+    let word = |word: &String| match !word.is_empty() && word.bytes().all(plain) {
+        true => word.clone(),
+        false => quoted(word),
+    };
+    let words: Vec<_> = given.iter().map(word).collect();
+    let has_seed = given.iter().any(|word| word == "--seed" || word.starts_with("--seed="));
     let seed = if has_seed { String::new() } else { format!(" --seed {seed}") };
     format!("blkproof {}{seed}", words.join(" "))
+}
+
+/// The words that make one cut alone, in the state it had.
+fn alone(given: &[String], cut: &Cut) -> Vec<String> {
+    let mut words = Vec::with_capacity(given.len());
+    let mut rest = given.iter();
+    while let Some(word) = rest.next() {
+        match word.as_str() {
+            "--only" | "--state" => drop(rest.next()),
+            word if word.starts_with("--only=") || word.starts_with("--state=") => {}
+            _ => words.push(word.clone()),
+        }
+    }
+    words.extend(["--only".to_owned(), cut.number.to_string(), "--state".to_owned(), cut.loss.state.clone()]);
+    words
 }
 
 async fn plan(args: &Args, dir: &Path) -> anyhow::Result<Plan> {
@@ -244,6 +279,7 @@ async fn plan(args: &Args, dir: &Path) -> anyhow::Result<Plan> {
         seed: args.seed,
         patience: Duration::from_secs(args.timeout),
         during_recovery: args.during_recovery,
+        state: args.state.clone(),
         image,
         requests: 0,
     })
@@ -259,6 +295,9 @@ fn numbers(args: &Args) -> anyhow::Result<Vec<u64>> {
     let mut numbers = args.only.clone();
     numbers.sort_unstable();
     numbers.dedup();
+    if args.state.is_some() && numbers.len() > 1 {
+        bail!("--state names the state of one cut; --only has {}", numbers.len());
+    }
     Ok(numbers)
 }
 
@@ -309,4 +348,21 @@ fn tell(args: &Args, report: &Report<'_>) -> anyhow::Result<()> {
         Format::Json => serde_json::to_string_pretty(&json)? + "\n",
     };
     std::io::stdout().write_all(text.as_bytes()).context("writing the report")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::again;
+
+    #[test]
+    fn a_command_line_is_for_the_shell() {
+        for (given, want) in [
+            (&["crashloop", "--run", "it's {uri}"][..], r"blkproof crashloop --run 'it'\''s {uri}' --seed 7"),
+            (&["crashloop", "--seed=8", ""], "blkproof crashloop --seed=8 ''"),
+            (&["crashloop", "--seed", "8"], "blkproof crashloop --seed 8"),
+        ] {
+            let given: Vec<String> = given.iter().map(|word| (*word).to_owned()).collect();
+            assert_eq!(again(&given, 7), want);
+        }
+    }
 }

@@ -21,6 +21,8 @@ pub(super) struct Report<'a> {
     pub(super) cuts: &'a [Cut],
     /// How many there were to be.
     pub(super) wanted: usize,
+    /// The command line that makes one of them again.
+    pub(super) again: &'a dyn Fn(&Cut) -> String,
 }
 
 /// Sums over the cuts.
@@ -104,8 +106,8 @@ impl Report<'_> {
         if !all && bad.len() > told.len() {
             line(format_args!("… and {} more; -v lists every cut", bad.len().saturating_sub(told.len())));
         }
-        if !told.is_empty() {
-            line(format_args!("again, alone: the same command with --only NUMBER"));
+        if let Some(first) = told.first() {
+            line(format_args!("the first again, alone: {}", (self.again)(first)));
             line(format_args!(""));
         }
         let totals = self.totals();

@@ -51,6 +51,9 @@ pub(super) async fn run(asked: &Replay, disk: &Disk, console: &Rc<Console>) -> b
         let dropped = plan.dropped;
         reply.complain(&format!("{dropped} requests are missing in the trace; what they did is not done again"));
     }
+    if plan.pauses > 0 {
+        reply.complain("the trace was not written all the time; what came while it was not is not done again");
+    }
     let clock: SharedClock = Rc::new(MachineClock::new()) as Rc<dyn Clock>;
     let mut told = 0;
     let summary = replay(&plan, disk.node(), &clock, asked.speed, |difference| {
@@ -91,7 +94,7 @@ fn tell(difference: &Difference, reply: &mut Reply) {
 
 fn conclude(plan: &Plan, summary: &Summary, reply: &mut Reply) {
     let Summary { requests, failed, bytes_read, bytes_written, in_flight_max, elapsed, differences, .. } = summary;
-    let Summary { compared, open, cancelled, .. } = summary;
+    let Summary { compared, open, cancelled, held_back, .. } = summary;
     if reply.is_json() {
         reply.set("node", plan.head.node.clone());
         reply.set("requests", *requests);
@@ -99,6 +102,7 @@ fn conclude(plan: &Plan, summary: &Summary, reply: &mut Reply) {
         reply.set("bytes_read", *bytes_read);
         reply.set("bytes_written", *bytes_written);
         reply.set("in_flight_max", *in_flight_max as u64);
+        reply.set("held_back", *held_back);
         reply.set("seconds", json!(elapsed.as_secs_f64()));
         reply.set("differences", *differences);
         reply.set("reads_compared", plan.has_data().then_some(*compared));
@@ -117,7 +121,10 @@ fn conclude(plan: &Plan, summary: &Summary, reply: &mut Reply) {
     if plan.has_data() {
         reply.out(&format!("compared the data of {compared} reads"));
     } else {
-        reply.out("data of reads not compared: the trace does not hold all that was written (data=on)");
+        reply.out("data of reads not compared: the trace does not hold all that was read and written (data=on, without a pause)");
+    }
+    if *held_back > 0 {
+        reply.out(&format!("{held_back} requests waited for memory, and overlap less than they did"));
     }
     if *open > 0 {
         reply.out(&format!("{open} reads brought other data, and may: a write of the same bytes was under way"));

@@ -7,6 +7,7 @@ use blkproof_block::graph::OpenFlags;
 use blkproof_fault::clock::Clock as _;
 use blkproof_fault::log_writes::append::{Appender, Content, How, INTERVAL_DEFAULT};
 use blkproof_fault::log_writes::format::Flags;
+use blkproof_fault::log_writes::node::check_mark;
 use blkproof_fault::log_writes::read::{Log, Rest};
 
 use super::{Which, open_bytes};
@@ -41,12 +42,8 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<ExitCode> {
         );
     }
     let how = How { sector: log.sector(), interval: INTERVAL_DEFAULT, details: resume.details };
-    let most = how.sector.mark_max(how.details);
-    if args.text.len() > most {
-        anyhow::bail!(
-            "a mark of this log has at most {most} bytes, this one has {}; nothing was changed",
-            args.text.len()
-        );
+    if let Err(error) = check_mark(&args.text, how.sector.mark_max(how.details)) {
+        anyhow::bail!("{error}; nothing was changed");
     }
     let appender = Appender::open(node, how, Some(resume)).await.with_context(|| format!("writing '{name}'"))?;
     let time = u64::try_from(MachineClock::new().unix().as_nanos()).unwrap_or(u64::MAX);

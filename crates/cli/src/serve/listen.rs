@@ -8,7 +8,9 @@ use std::str::FromStr;
 use anyhow::{Context as _, bail};
 use listenfd::ListenFd;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::control::{OwnFile, remove_stale};
 
 /// Where to listen.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -48,9 +50,14 @@ pub(super) trait Stream: AsyncRead + AsyncWrite {}
 
 impl<S: AsyncRead + AsyncWrite> Stream for S {}
 
-/// A listening socket. A Unix socket's file goes when this is dropped, if it was made here.
+/// A listening socket.
 pub(super) enum Listener {
-    Unix { listener: UnixListener, path: PathBuf, own: bool },
+    Unix {
+        listener: UnixListener,
+        path: PathBuf,
+        /// Its file, if it was made here.
+        _file: Option<OwnFile>,
+    },
     Tcp(TcpListener),
 }
 
@@ -63,10 +70,11 @@ impl Listener {
                 Ok(Self::Tcp(listener))
             }
             Address::Unix(path) => {
-                remove_stale(path).await?;
-                let listener =
-                    UnixListener::bind(path).with_context(|| format!("could not listen on '{}'", path.display()))?;
-                Ok(Self::Unix { listener, path: path.clone(), own: true })
+                let told = || format!("could not listen on '{}'", path.display());
+                remove_stale(path).await.with_context(told)?;
+                let listener = UnixListener::bind(path).with_context(told)?;
+                let made = std::fs::symlink_metadata(path).with_context(told)?;
+                Ok(Self::Unix { listener, path: path.clone(), _file: Some(OwnFile::new(path, &made)) })
             }
         }
     }
@@ -83,7 +91,7 @@ impl Listener {
             } else if let Ok(Some(listener)) = given.take_unix_listener(index) {
                 listener.set_nonblocking(true)?;
                 let path = listener.local_addr()?.as_pathname().map(Path::to_owned).unwrap_or_default();
-                listeners.push(Self::Unix { listener: UnixListener::from_std(listener)?, path, own: false });
+                listeners.push(Self::Unix { listener: UnixListener::from_std(listener)?, path, _file: None });
             } else {
                 bail!("file descriptor {number}, which LISTEN_FDS counts, is no stream socket");
             }
@@ -127,14 +135,6 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Self::Unix { path, own: true, .. } = self {
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
 /// The next client of any of them, or why one of them failed.
 pub(super) async fn accept(listeners: &[Listener]) -> std::io::Result<(Pin<Box<dyn Stream>>, String)> {
     let each = listeners.iter().map(|listener| Box::pin(listener.accept()));
@@ -143,23 +143,6 @@ pub(super) async fn accept(listeners: &[Listener]) -> std::io::Result<(Pin<Box<d
 
 /// The first file descriptor that is inherited.
 const FIRST_INHERITED: usize = 3;
-
-/// Removes a socket that nobody listens on any more; refuses anything else that stands in the way.
-async fn remove_stale(path: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::FileTypeExt as _;
-
-    let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(()) };
-    if !meta.file_type().is_socket() {
-        bail!("'{}' exists and is not a socket; name another path", path.display());
-    }
-    match UnixStream::connect(path).await {
-        Ok(_) => bail!("another process listens on '{}'", path.display()),
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).with_context(|| format!("removing the stale socket '{}'", path.display()))
-        }
-        Err(error) => Err(error).with_context(|| format!("looking at the socket '{}'", path.display())),
-    }
-}
 
 /// A piece of a URI, with everything but unreserved characters and `/` escaped (RFC 3986, section 2).
 struct Escaped<'a>(&'a str);

@@ -86,6 +86,8 @@ pub(crate) struct Args {
     disk: Option<DiskOptions>,
 
     /// Log every write to this file, as dm-log-writes does
+    ///
+    /// Entries hold details that its readers skip and `log cut` needs: what was in flight at each moment.
     #[arg(long, value_name = "FILE")]
     log: Option<String>,
 

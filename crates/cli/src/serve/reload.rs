@@ -1,7 +1,9 @@
 //! SIGHUP: the lab file is read again.
 //!
-//! A file that is wrong, or names an image that does not open, changes nothing. What stands beside the exports in it
-//! (addresses, limits) belongs to the process, and changes only when that is started again.
+//! A file that is wrong changes nothing, and neither does one with a new export whose image does not open. An export that
+//! is described anew has to be closed before it can be opened: if it does not open, it comes back as it was, without its
+//! clients, and the other changes hold. What stands beside the exports (addresses, limits) belongs to the process, and
+//! changes only when that is started again.
 
 use std::future::Future;
 use std::pin::pin;

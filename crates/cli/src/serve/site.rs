@@ -44,11 +44,11 @@ impl Live {
         plan.rules == self.plan.rules || self.parts.iter().any(|part| **part == *name)
     }
 
-    /// Lets go whatever waits at its rules.
+    /// Lets go whatever waits at its rules and breakpoints.
     fn let_go(&self, lab: &Lab) {
         for name in &self.parts {
-            if let Some(Part::Fault(faults)) = lab.get(name) {
-                faults.let_go();
+            if let Some(part) = lab.get(name) {
+                part.let_go();
             }
         }
     }

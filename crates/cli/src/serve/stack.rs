@@ -78,7 +78,7 @@ impl Stack {
             node = LogWritesDriver::new(lab).attach(node, to, Some(self.name("log")), &context).await?;
             node = Aligned::wrap(node);
         }
-        if stands(*fault, |part| matches!(part, Part::Fault(_))) {
+        if stands(*fault, |part| part.faults().is_some()) {
             node = Fault::attach(lab, node, Some(self.name("fault")), rules.clone(), &before)?;
             node = Aligned::wrap(node);
         }
@@ -89,6 +89,7 @@ impl Stack {
             node = Aligned::wrap(Node::new(StatsNode::new(node, counters).registered(registered)));
         }
         if let Some(path) = trace {
+            // Until there is a node for it, nothing is written: what may fail comes before.
             let sink =
                 TraceFiles.open(path).map_err(|error| OpenError::io(format!("opening the trace '{path}'"), error))?;
             let name = Rc::from(self.name("trace"));

@@ -87,16 +87,18 @@ pub(crate) async fn save(context: &Context, mut arguments: Arguments) -> Answer 
         whole_sectors(&preview)?;
     }
     let image = NewImage { file: &file, format, size: preview.size, backing };
-    let to = context.host.create(image).await.map_err(Error::generic)?;
+    // Whatever goes wrong from here on, and if this is dropped, the file goes.
+    let draft = context.host.create(image).await.map_err(Error::generic)?;
     let extent = if backing.is_some() { Extent::Overlay } else { Extent::Image };
-    let saved = disk.save_state(&state, &to, extent).await;
-    let closed = to.close().await;
+    let saved = disk.save_state(&state, draft.node(), extent).await;
+    let closed = draft.node().close().await;
     let saved = saved.map_err(|error| refused(&error))?;
     closed?;
     if backing.is_some() {
         // Requests that came after the preview.
         whole_sectors(&saved)?;
     }
+    draft.keep();
     Ok(json!({ "state": saved.name.to_string(), "size": saved.size, "lost": saved.lost, "betrayed": saved.betrayed }))
 }
 

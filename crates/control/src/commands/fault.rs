@@ -1,12 +1,13 @@
 //! Commands about rules and what they hold.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use blkproof_block::ByteRange;
+use blkproof_block::{ByteRange, RuleId};
 use blkproof_fault::engine::RuleStatus;
+use blkproof_fault::file::Mistake;
 use blkproof_fault::filter::Faults;
-use blkproof_fault::rule::Rule;
 use futures_lite::future::or;
 use serde_json::{Map, Value, json};
 
@@ -14,11 +15,14 @@ use super::{Context, done, nodes, rules};
 use crate::arguments::Arguments;
 use crate::error::Error;
 
-/// How long `fault-wait` waits where nothing is said.
-const WAIT: Duration = Duration::from_secs(60);
+/// How long `fault-wait` and `wait-break` wait where nothing is said.
+pub(super) const WAIT: Duration = Duration::from_secs(60);
 
-/// Rules read between two turns of the I/O.
+/// Rules read or listed between two turns of the I/O.
 const BURST: usize = 64;
+
+/// What ids of `device-error` begin with.
+const DEVICE_ERROR: &str = "device-error";
 
 type Answer = Result<Value, Error>;
 
@@ -29,50 +33,45 @@ pub(crate) async fn add(context: &Context, mut arguments: Arguments) -> Answer {
         Some(rule) => vec![rule],
         None => Vec::new(),
     };
-    let mut ids = Ids::of(&faults, "rule");
-    let (mut read, mut warnings) = (Vec::with_capacity(given.len()), Vec::new());
-    for (number, rule) in given.iter().enumerate() {
-        let (rule, more) = rules::read(rule, faults.lba_size(), &ids.next())?;
-        read.push(rule);
-        warnings.extend(more);
-        if number % BURST == BURST - 1 {
+    let (mut rules, mut told) = (Vec::with_capacity(given.len()), Told::default());
+    for (at, rule) in given.iter().enumerate() {
+        // What mistakes call it; its real id follows when it is armed.
+        let stand_in = format!("rule-{}", at.saturating_add(1));
+        let (read, warnings) = rules::read(rule, faults.lba_size(), &stand_in)?;
+        if rule.get("id").is_none() {
+            told.unnamed.insert(at);
+        }
+        rules.push(read);
+        told.warnings.extend(warnings.into_iter().map(|warning| (at, warning)));
+        if at % BURST == BURST - 1 {
             futures_lite::future::yield_now().await;
         }
     }
-    arm(&faults, read, warnings)
+    // From here on nobody else has a turn: ids that are free stay free.
+    let ids = faults.add_naming(rules, &told.unnamed, "rule");
+    told.answer(&ids.map_err(|error| Error::generic(error.to_string()))?)
 }
 
-/// Arms rules: all of them or none.
-fn arm(faults: &Faults, rules: Vec<Rule>, warnings: Vec<String>) -> Answer {
-    let ids: Vec<String> = rules.iter().map(|rule| rule.id.to_string()).collect();
-    faults.add(rules).map_err(|error| Error::generic(error.to_string()))?;
-    let mut answer = json!({ "rules": ids });
-    if !warnings.is_empty() {
-        answer["warnings"] = json!(warnings);
-    }
-    Ok(answer)
+/// What there is to say about rules beside their ids.
+#[derive(Default)]
+struct Told {
+    /// The places of those without an id.
+    unnamed: BTreeSet<usize>,
+    /// Warnings, with the places of their rules.
+    warnings: Vec<(usize, Mistake)>,
 }
 
-/// Names for rules without one: `rule-1`, `rule-2`, … of those that are free.
-struct Ids {
-    taken: Vec<Rc<Rule>>,
-    prefix: &'static str,
-    last: u64,
-}
-
-impl Ids {
-    fn of(faults: &Faults, prefix: &'static str) -> Self {
-        Self { taken: faults.list().into_iter().map(|status| status.rule).collect(), prefix, last: 0 }
-    }
-
-    fn next(&mut self) -> String {
-        loop {
-            self.last = self.last.saturating_add(1);
-            let id = format!("{}-{}", self.prefix, self.last);
-            if self.taken.iter().all(|rule| *rule.id.0 != *id) {
-                return id;
-            }
+impl Told {
+    fn answer(self, ids: &[RuleId]) -> Answer {
+        let mut answer = json!({ "rules": ids.iter().map(ToString::to_string).collect::<Vec<_>>() });
+        if !self.warnings.is_empty() {
+            let words = self.warnings.into_iter().map(|(at, warning)| {
+                let rule = ids.get(at).map(ToString::to_string).filter(|_| self.unnamed.contains(&at));
+                Mistake { rule: rule.or(warning.rule), ..warning }.to_string()
+            });
+            answer["warnings"] = words.collect();
         }
+        Ok(answer)
     }
 }
 
@@ -83,9 +82,7 @@ pub(crate) async fn remove(context: &Context, mut arguments: Arguments) -> Answe
         (Some(rule), false) if faults.remove(&rule) => done(),
         (Some(rule), false) => Err(unknown(&faults, &rule)),
         (None, true) => {
-            for status in faults.list() {
-                faults.remove(&status.rule.id.0);
-            }
+            faults.clear();
             done()
         }
         _ => Err(Error::generic("fault-remove takes either 'rule', or 'all' as true")),
@@ -94,10 +91,21 @@ pub(crate) async fn remove(context: &Context, mut arguments: Arguments) -> Answe
 
 pub(crate) async fn list(context: &Context, mut arguments: Arguments) -> Answer {
     let found = nodes::some::<Rc<Faults>>(context, &mut arguments)?;
-    Ok(found.iter().map(|(name, faults)| describe(name, faults)).collect())
+    let mut nodes = Vec::with_capacity(found.len());
+    for (name, faults) in &found {
+        nodes.push(describe(name, faults).await);
+    }
+    Ok(Value::Array(nodes))
 }
 
-fn describe(name: &str, faults: &Faults) -> Value {
+/// A node and its rules. They may be thousands: others have their turns in between.
+async fn describe(name: &str, faults: &Faults) -> Value {
+    let list = faults.list();
+    let mut rules = Vec::with_capacity(list.len());
+    for burst in list.chunks(BURST) {
+        rules.extend(burst.iter().map(|rule| status(rule, faults.lba_size())));
+        futures_lite::future::yield_now().await;
+    }
     let held: Vec<Value> =
         faults.held().iter().map(|(tag, count)| json!({ "tag": &**tag, "requests": count })).collect();
     json!({
@@ -105,7 +113,7 @@ fn describe(name: &str, faults: &Faults) -> Value {
         "state": &*faults.state(),
         "stopped": faults.is_stopped(),
         "lba-size": faults.lba_size(),
-        "rules": faults.list().iter().map(|rule| status(rule, faults.lba_size())).collect::<Vec<_>>(),
+        "rules": rules,
         "held": held,
     })
 }
@@ -164,7 +172,7 @@ pub(crate) async fn wait(context: &Context, mut arguments: Arguments) -> Answer 
         context.lab.clock().sleep(timeout).await;
         None
     };
-    match (or(waited, late).await, fired(&faults, &rule)) {
+    match (or(waited, late).await, faults.fired(&rule)) {
         (Some(true), Some(fired)) => Ok(json!({ "fired": fired })),
         (_, None) => Err(unknown(&faults, &rule)),
         (_, Some(fired)) => Err(Error::generic(format!(
@@ -172,10 +180,6 @@ pub(crate) async fn wait(context: &Context, mut arguments: Arguments) -> Answer 
             timeout.as_secs_f64()
         ))),
     }
-}
-
-fn fired(faults: &Faults, rule: &str) -> Option<u64> {
-    faults.list().iter().find(|status| *status.rule.id.0 == *rule).map(|status| status.fired)
 }
 
 pub(crate) async fn hold(context: &Context, mut arguments: Arguments) -> Answer {
@@ -188,7 +192,9 @@ pub(crate) async fn hold(context: &Context, mut arguments: Arguments) -> Answer 
     on.entry("times").or_insert_with(|| json!(1));
     let rule = json!({ "id": tag, "on": on, "do": { "hold": tag } });
     let (rule, warnings) = rules::read(&rule, faults.lba_size(), &tag)?;
-    arm(&faults, vec![rule], warnings)
+    let ids = faults.add_naming(vec![rule], &BTreeSet::new(), "rule");
+    let told = Told { warnings: warnings.into_iter().map(|warning| (0, warning)).collect(), ..Told::default() };
+    told.answer(&ids.map_err(|error| Error::generic(error.to_string()))?)
 }
 
 pub(crate) async fn release(context: &Context, mut arguments: Arguments) -> Answer {
@@ -235,10 +241,12 @@ pub(crate) async fn device_error(context: &Context, mut arguments: Arguments) ->
     }
     on.insert("times".to_owned(), arguments.take("times").unwrap_or_else(|| json!(1)));
     let error = arguments.take("error").unwrap_or_else(|| json!("EIO"));
-    let id = Ids::of(&faults, "device-error").next();
-    let rule = json!({ "id": id, "on": on, "do": { "fail": error } });
-    let (rule, warnings) = rules::read(&rule, faults.lba_size(), &id)?;
-    arm(&faults, vec![rule], warnings)
+    let rule = json!({ "on": on, "do": { "fail": error } });
+    let (rule, warnings) = rules::read(&rule, faults.lba_size(), DEVICE_ERROR)?;
+    let ids = faults.add_passing(rule, DEVICE_ERROR);
+    let warnings = warnings.into_iter().map(|warning| (0, warning)).collect();
+    let told = Told { warnings, unnamed: BTreeSet::from([0]) };
+    told.answer(&ids.map_err(|error| Error::generic(error.to_string()))?)
 }
 
 pub(crate) async fn stop(context: &Context, arguments: Arguments) -> Answer {

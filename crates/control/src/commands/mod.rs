@@ -1,11 +1,13 @@
 //! What commands do, a file for each subject. Each answers when its effect holds.
 
 pub(crate) mod ask;
+pub(crate) mod breaks;
 pub(crate) mod disk;
 pub(crate) mod fault;
 pub(crate) mod log;
 pub(crate) mod process;
 pub(crate) mod stats;
+pub(crate) mod trace;
 
 mod nodes;
 mod rules;
@@ -13,7 +15,7 @@ mod rules;
 use std::rc::Rc;
 
 use blkproof_fault::ask::Asked;
-use blkproof_fault::lab::{Lab, Part};
+use blkproof_fault::lab::Lab;
 use serde_json::Value;
 
 use crate::arguments::check;
@@ -68,16 +70,4 @@ pub(crate) fn unknown(name: &str) -> Error {
 /// What a command answers that has nothing to say.
 pub(crate) fn done() -> Result<Value, Error> {
     Ok(Value::Object(serde_json::Map::new()))
-}
-
-/// The driver of a node, as graphs name it.
-pub(crate) fn driver(part: &Part) -> &'static str {
-    match part {
-        Part::Disk(_) => "disk",
-        Part::Fault(_) => "fault",
-        Part::Log(_) => "blklogwrites",
-        Part::Stats(_) => "stats",
-        Part::Trace(_) => "trace",
-        _ => "unknown",
-    }
 }

@@ -2,13 +2,15 @@
 
 use std::rc::Rc;
 
+use blkproof_fault::blkdebug::Handle;
 use blkproof_fault::disk::Disk;
 use blkproof_fault::filter::Faults;
 use blkproof_fault::lab::Part;
 use blkproof_fault::log_writes::node::WriteLog;
 use blkproof_fault::stats::Stats;
+use blkproof_fault::trace::Trace;
 
-use super::{Context, driver};
+use super::Context;
 use crate::arguments::Arguments;
 use crate::error::{Class, Error};
 
@@ -23,9 +25,15 @@ pub(super) trait Kind: Sized {
 impl Kind for Rc<Faults> {
     const DRIVER: &'static str = "fault";
     fn of(part: Part) -> Option<Self> {
+        part.faults().cloned()
+    }
+}
+
+impl Kind for Rc<Handle> {
+    const DRIVER: &'static str = "blkdebug";
+    fn of(part: Part) -> Option<Self> {
         match part {
-            Part::Fault(faults) => Some(faults),
-            Part::Blkdebug(handle) => Some(Rc::clone(&handle.faults)),
+            Part::Blkdebug(handle) => Some(handle),
             _ => None,
         }
     }
@@ -56,6 +64,16 @@ impl Kind for WriteLog {
     fn of(part: Part) -> Option<Self> {
         match part {
             Part::Log(log) => Some(log),
+            _ => None,
+        }
+    }
+}
+
+impl Kind for Rc<Trace> {
+    const DRIVER: &'static str = "trace";
+    fn of(part: Part) -> Option<Self> {
+        match part {
+            Part::Trace(trace) => Some(trace),
             _ => None,
         }
     }
@@ -93,7 +111,7 @@ pub(super) fn named<K: Kind>(context: &Context, name: &str) -> Result<(Rc<str>, 
         let hint = nearest.map(|nearest| format!("; did you mean '{nearest}'?")).unwrap_or_default();
         return Err(Error::new(Class::DeviceNotFound, format!("no node is named '{shown}'{hint}")));
     };
-    let is = driver(&part);
+    let is = part.driver();
     let found = K::of(part).map(|node| (Rc::from(name), node));
     found.ok_or_else(|| Error::generic(format!("node '{name}' is of driver '{is}', and this is for '{}'", K::DRIVER)))
 }

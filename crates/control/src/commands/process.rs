@@ -1,5 +1,6 @@
 //! Commands about the process: what it can do, which nodes it has, its end.
 
+use blkproof_block::Breakpoints as _;
 use blkproof_fault::lab::Part;
 use serde_json::{Value, json};
 
@@ -38,15 +39,17 @@ pub(crate) async fn quit(context: &Context, _: Arguments) -> Result<Value, Error
 }
 
 fn describe(name: &str, part: &Part) -> Value {
-    let mut it = json!({ "node": name, "driver": super::driver(part) });
-    let more = match part {
-        Part::Fault(faults) => {
-            vec![
-                ("rules", json!(faults.list().len())),
-                ("state", json!(&*faults.state())),
-                ("stopped", json!(faults.is_stopped())),
-            ]
-        }
+    let mut it = json!({ "node": name, "driver": part.driver() });
+    let mut more = match part.faults() {
+        Some(faults) => vec![
+            ("rules", json!(faults.count())),
+            ("state", json!(&*faults.state())),
+            ("stopped", json!(faults.is_stopped())),
+        ],
+        None => Vec::new(),
+    };
+    more.extend(match part {
+        Part::Blkdebug(handle) => vec![("breakpoints", json!(handle.breaks.pending().len()))],
         Part::Disk(disk) => {
             let state = disk.state(0);
             vec![
@@ -66,7 +69,7 @@ fn describe(name: &str, part: &Part) -> Value {
             ]
         }
         _ => Vec::new(),
-    };
+    });
     for (key, value) in more {
         it[key] = value;
     }

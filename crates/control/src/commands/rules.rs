@@ -1,6 +1,6 @@
 //! Rules as commands carry them: the fields of rule files, in JSON.
 
-use blkproof_fault::file;
+use blkproof_fault::file::{self, Mistake};
 use blkproof_fault::rule::Rule;
 use serde_json::Value;
 
@@ -10,9 +10,9 @@ use crate::error::Error;
 const TOLD: usize = 8;
 
 /// Reads one rule. Without an id it gets `id`. Beside it: what its author hardly meant.
-pub(super) fn read(value: &Value, lba_size: u32, id: &str) -> Result<(Rule, Vec<String>), Error> {
+pub(super) fn read(value: &Value, lba_size: u32, id: &str) -> Result<(Rule, Vec<Mistake>), Error> {
     match file::read_rule(value, lba_size, id) {
-        Ok((rule, warnings)) => Ok((rule, warnings.iter().map(ToString::to_string).collect())),
+        Ok(read) => Ok(read),
         Err(mistakes) => {
             let mut words: Vec<String> = mistakes.list.iter().take(TOLD).map(ToString::to_string).collect();
             let more = mistakes.list.len().saturating_sub(words.len()).saturating_add(mistakes.more);

@@ -11,5 +11,6 @@ mod session;
 
 pub use self::json::{Limits, SyntaxError};
 pub use self::output::encode;
+pub(crate) use self::output::encode_in_turns;
 pub(crate) use self::session::version;
 pub use self::session::{Command, Input, Session, event, failure, success};

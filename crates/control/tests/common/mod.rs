@@ -9,7 +9,8 @@ use std::time::Duration;
 use blkproof_block::graph::{OpenContext, OpenFlags, Registry};
 use blkproof_block::nodes::memory::Memory;
 use blkproof_block::{LocalBoxFuture, Node};
-use blkproof_control::{Ended, Host, NewImage, Server};
+use blkproof_control::{Draft, Ended, Host, NewImage, Server};
+use blkproof_fault::blkdebug::BlkdebugDriver;
 use blkproof_fault::clock::Clock;
 use blkproof_fault::disk::DiskDriver;
 use blkproof_fault::filter::FaultDriver;
@@ -59,6 +60,27 @@ pub struct Process {
     pub quits: Cell<u32>,
     /// Images, by name.
     pub made: RefCell<Vec<(String, Node)>>,
+    /// What the next images are, if they are no disks of memory.
+    pub next: RefCell<Vec<Node>>,
+    /// Images that are complete.
+    pub kept: Rc<RefCell<Vec<String>>>,
+}
+
+/// An image that tells when it is complete.
+struct Noted {
+    name: String,
+    node: Node,
+    kept: Rc<RefCell<Vec<String>>>,
+}
+
+impl Draft for Noted {
+    fn node(&self) -> &Node {
+        &self.node
+    }
+
+    fn keep(self: Box<Self>) {
+        self.kept.borrow_mut().push(self.name);
+    }
 }
 
 impl Host for Process {
@@ -66,13 +88,14 @@ impl Host for Process {
         self.quits.set(self.quits.get() + 1);
     }
 
-    fn create<'a>(&'a self, image: NewImage<'a>) -> LocalBoxFuture<'a, Result<Node, String>> {
+    fn create<'a>(&'a self, image: NewImage<'a>) -> LocalBoxFuture<'a, Result<Box<dyn Draft>, String>> {
         if image.file == "taken.raw" {
             return Box::pin(std::future::ready(Err("'taken.raw' exists".to_owned())));
         }
-        let made = Node::new(Memory::new(0));
-        self.made.borrow_mut().push((image.file.to_owned(), made.clone()));
-        Box::pin(std::future::ready(Ok(made)))
+        let node = self.next.borrow_mut().pop().unwrap_or_else(|| Node::new(Memory::new(0)));
+        self.made.borrow_mut().push((image.file.to_owned(), node.clone()));
+        let draft = Noted { name: image.file.to_owned(), node, kept: Rc::clone(&self.kept) };
+        Box::pin(std::future::ready(Ok(Box::new(draft) as Box<dyn Draft>)))
     }
 }
 
@@ -98,6 +121,7 @@ impl Bench {
         let mut registry = Registry::new();
         blkproof_block::nodes::register(&mut registry);
         registry.add(FaultDriver::new(&self.lab, Rc::new(|_| Err("no files here".to_owned()))));
+        registry.add(BlkdebugDriver::new(&self.lab, Rc::new(|_| panic!("no files here"))));
         registry.add(DiskDriver::new(&self.lab));
         registry.add(LogWritesDriver::new(&self.lab));
         registry.add(StatsDriver::new(&self.lab));
@@ -107,9 +131,18 @@ impl Bench {
 
     /// A client that has just connected; the pipe to it holds `room` bytes.
     pub fn connect_with(&self, room: usize) -> (Client, JoinHandle<Ended>) {
+        self.connect_until(room, std::future::pending())
+    }
+
+    /// The same, whose stream is closed in both directions when `hung_up` completes.
+    pub fn connect_until(
+        &self,
+        room: usize,
+        hung_up: impl Future<Output = ()> + 'static,
+    ) -> (Client, JoinHandle<Ended>) {
         let (ours, theirs) = tokio::io::duplex(room);
         let server = Rc::clone(&self.server);
-        let session = tokio::task::spawn_local(async move { server.serve(theirs).await.unwrap() });
+        let session = tokio::task::spawn_local(async move { server.serve(theirs, hung_up).await.unwrap() });
         let (reader, writer) = tokio::io::split(ours);
         (Client { reader: BufReader::new(reader), writer, heard: RefCell::default() }, session)
     }

@@ -1,14 +1,14 @@
 //! Breakpoints: a request that announces an event is parked under a tag.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::pin::pin;
 use std::rc::Rc;
 
 use blkproof_block::{Breakpoints, Event, LocalBoxFuture};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
 use crate::notice::{Notices, What};
+use crate::parked::{Parked, Stay, Waiting, Which};
 
 /// Says a line to whoever works with the node: `blkdebug: Suspended request 'A'`.
 pub type Say = Rc<dyn Fn(&str)>;
@@ -20,22 +20,16 @@ pub struct Breaks {
     say: Say,
     /// In the order in which they were set.
     pending: RefCell<Vec<(Event, Rc<str>)>>,
-    /// In the order in which they were parked.
-    parked: RefCell<Vec<Parked>>,
-    next: Cell<u64>,
+    parked: Parked,
     /// Told when a request was parked.
     has_parked: Notify,
-}
-
-struct Parked {
-    id: u64,
-    tag: Rc<str>,
-    go_on: oneshot::Sender<()>,
+    /// The node is about to go: nothing is parked any more.
+    leaving: Cell<bool>,
 }
 
 impl std::fmt::Debug for Breaks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Breaks({} set, {} parked)", self.pending.borrow().len(), self.parked.borrow().len())
+        write!(f, "Breaks({} set, {} parked)", self.pending.borrow().len(), self.parked.len())
     }
 }
 
@@ -47,10 +41,16 @@ impl Breaks {
             notices,
             say,
             pending: RefCell::default(),
-            parked: RefCell::default(),
-            next: Cell::new(0),
+            parked: Parked::default(),
             has_parked: Notify::new(),
+            leaving: Cell::new(false),
         })
+    }
+
+    /// Removes every breakpoint and lets every request go on, now and later, because the node is about to go.
+    pub fn let_go(&self) {
+        self.leaving.set(true);
+        self.release_all();
     }
 
     /// Whether a breakpoint waits for `event`.
@@ -60,7 +60,7 @@ impl Breaks {
 
     /// Parks the caller under the tag of every breakpoint on `event`, the newest first; they are used up. The caller
     /// goes on when all of what this returns is over.
-    fn hit(self: &Rc<Self>, event: Event) -> Vec<Stay> {
+    fn hit(&self, event: Event) -> Vec<Stay> {
         let mut tags = Vec::new();
         self.pending.borrow_mut().retain(|(other, tag)| {
             if *other == event {
@@ -72,41 +72,32 @@ impl Breaks {
     }
 
     /// Stops the caller at `event`, if there is a breakpoint on it, until each of them was resumed.
-    pub async fn stop(self: &Rc<Self>, event: Event) {
+    pub async fn stop(&self, event: Event) {
         for stay in self.hit(event) {
             stay.over().await;
         }
     }
 
-    fn park(self: &Rc<Self>, tag: Rc<str>) -> Stay {
-        let id = self.next.get();
-        self.next.set(id.wrapping_add(1));
-        let (go_on, resumed) = oneshot::channel();
-        self.parked.borrow_mut().push(Parked { id, tag: Rc::clone(&tag), go_on });
+    fn park(&self, tag: Rc<str>) -> Stay {
+        let stay = self.parked.park(None, Rc::clone(&tag));
         (self.say)(&format!("blkdebug: Suspended request '{tag}'"));
         self.notices.tell(&self.node, What::Suspended { tag });
         self.has_parked.notify_waiters();
-        Stay { breaks: Rc::clone(self), id, resumed }
+        stay
     }
 
-    fn let_go(&self, parked: Parked) {
-        (self.say)(&format!("blkdebug: Resuming request '{}'", parked.tag));
-        // An error means that the request was dropped this very moment.
-        let _ = parked.go_on.send(());
-        self.notices.tell(&self.node, What::Resumed { tag: parked.tag });
+    fn send_on(&self, parked: Waiting) {
+        let tag = Rc::clone(&parked.tag);
+        (self.say)(&format!("blkdebug: Resuming request '{tag}'"));
+        parked.go_on();
+        self.notices.tell(&self.node, What::Resumed { tag });
     }
 
-    /// Takes the newest request of `tag`, or of any tag, out of the parked ones: QEMU resumes the newest first.
-    fn take(&self, tag: Option<&str>) -> Option<Parked> {
-        let mut parked = self.parked.borrow_mut();
-        let at = parked.iter().rposition(|parked| tag.is_none_or(|tag| &*parked.tag == tag))?;
-        Some(parked.remove(at))
-    }
-
-    fn let_all_go(&self, tag: Option<&str>) -> usize {
+    /// Lets requests go on, the newest first, as QEMU does; how many did.
+    fn let_all_go(&self, which: Which<'_>) -> usize {
         let mut count = 0;
-        while let Some(parked) = self.take(tag) {
-            self.let_go(parked);
+        while let Some(parked) = self.parked.take_newest(which) {
+            self.send_on(parked);
             count += 1;
         }
         count
@@ -115,32 +106,31 @@ impl Breaks {
 
 impl Breakpoints for Breaks {
     fn set(&self, event: Event, tag: &str) {
+        if self.leaving.get() {
+            return;
+        }
         self.pending.borrow_mut().push((event, Rc::from(tag)));
     }
 
     fn resume(&self, tag: &str) -> bool {
-        let parked = self.take(Some(tag));
-        parked.map(|parked| self.let_go(parked)).is_some()
+        let parked = self.parked.take_newest(Which::Tag(tag));
+        parked.map(|parked| self.send_on(parked)).is_some()
     }
 
     fn remove(&self, tag: &str) -> bool {
         let before = self.pending.borrow().len();
         self.pending.borrow_mut().retain(|(_, other)| &**other != tag);
         let removed = self.pending.borrow().len() < before;
-        self.let_all_go(Some(tag));
+        self.let_all_go(Which::Tag(tag));
         removed
     }
 
     fn is_suspended(&self, tag: &str) -> bool {
-        self.parked.borrow().iter().any(|parked| &*parked.tag == tag)
+        self.parked.has(tag)
     }
 
     fn suspended(&self) -> Vec<(Rc<str>, usize)> {
-        let mut tags: BTreeMap<Rc<str>, usize> = BTreeMap::new();
-        for parked in self.parked.borrow().iter() {
-            *tags.entry(Rc::clone(&parked.tag)).or_default() += 1;
-        }
-        tags.into_iter().collect()
+        self.parked.list()
     }
 
     fn pending(&self) -> Vec<(Event, Rc<str>)> {
@@ -149,7 +139,7 @@ impl Breakpoints for Breaks {
 
     fn release_all(&self) -> usize {
         self.pending.borrow_mut().clear();
-        self.let_all_go(None)
+        self.let_all_go(Which::Any)
     }
 
     fn wait<'a>(&'a self, tag: &'a str) -> LocalBoxFuture<'a, ()> {
@@ -163,27 +153,6 @@ impl Breakpoints for Breaks {
                 parked.await;
             }
         })
-    }
-}
-
-/// A parked request. Dropped, it is no longer parked.
-struct Stay {
-    breaks: Rc<Breaks>,
-    id: u64,
-    resumed: oneshot::Receiver<()>,
-}
-
-impl Stay {
-    /// Completes when the request is resumed.
-    async fn over(mut self) {
-        // The sender goes only with the node.
-        let _ = (&mut self.resumed).await;
-    }
-}
-
-impl Drop for Stay {
-    fn drop(&mut self) {
-        self.breaks.parked.borrow_mut().retain(|parked| parked.id != self.id);
     }
 }
 
@@ -264,6 +233,18 @@ mod tests {
             assert!(poll_once(&mut stays[0]).await.is_none());
             assert!(poll_once(&mut stays[1]).await.is_some());
         });
+    }
+
+    #[test]
+    fn a_node_that_goes_holds_nothing_any_more() {
+        let (breaks, _) = breaks();
+        breaks.set(Event::Pwritev, "A");
+        let mut stay = Box::pin(breaks.hit(Event::Pwritev).remove(0).over());
+        breaks.set(Event::ReadAio, "B");
+        breaks.let_go();
+        assert!(block_on(poll_once(&mut stay)).is_some());
+        breaks.set(Event::Pwritev, "C");
+        assert!(breaks.pending().is_empty());
     }
 
     #[test]

@@ -78,7 +78,8 @@ impl BlkdebugDriver {
         let faults =
             Faults::new(Rc::clone(&name), rules, &self.lab).map_err(|error| OpenError::Usage(error.to_string()))?;
         let below = |switch: &Switch| before.iter().all(|other| other.name != switch.name);
-        faults.set_disks(self.lab.switches().into_iter().filter(below).rev().collect());
+        let disks = self.lab.switches().into_iter().filter(below).rev().collect();
+        faults.set_disks(disks).map_err(|error| OpenError::Usage(error.to_string()))?;
         let breaks = Breaks::new(Rc::clone(&name), self.lab.notices().clone(), Rc::clone(&self.say));
         let handle = Rc::new(Handle { faults, breaks });
         let registered = self.lab.register(&name, Part::Blkdebug(Rc::clone(&handle)));

@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use blkproof_block::unflushed::Unflushed;
 use blkproof_block::{
-    BlockDevice, BlockStatus, Breakpoints, ByteRange, DeviceInfo, Errno, Event, IoError, Node, Preallocation, Result,
-    WriteFlags, ZeroFlags,
+    BlockDevice, BlockStatus, Breakpoints, ByteRange, DeviceInfo, Errno, Event, IoError, Limits, Node, Preallocation,
+    Result, WriteFlags, ZeroFlags,
 };
 
 use super::breaks::Breaks;
@@ -36,6 +36,8 @@ pub struct Blkdebug {
     fault: Fault,
     handle: Rc<Handle>,
     limits: LimitOptions,
+    /// What it says of itself; the child's do not change.
+    stated: Limits,
     /// Rules whose error comes without a turn of the event loop.
     immediate: Rc<BTreeSet<Box<str>>>,
     /// Nobody above raises the events of the generic layer.
@@ -50,14 +52,15 @@ pub struct Blkdebug {
 impl Blkdebug {
     /// Puts rules and breakpoints in front of `child`.
     pub fn new(child: Node, handle: Rc<Handle>, limits: LimitOptions, immediate: BTreeSet<Box<str>>) -> Self {
-        let announces = !limits.stated(child.info().limits).needs_help();
+        let stated = limits.stated(child.limits());
         Self {
             fault: Fault::new(child.clone(), Rc::clone(&handle.faults)),
             child,
             handle,
             limits,
+            stated,
             immediate: Rc::new(immediate),
-            announces,
+            announces: !stated.needs_help(),
             no_flush: false,
             unflushed: Rc::default(),
             _registered: None,
@@ -111,10 +114,9 @@ impl Blkdebug {
     }
 
     async fn zero(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
-        let info = self.info();
         self.check(Operation::WriteZeroes, ByteRange::at(at, len))?;
         // Before any rule is looked at, so that fallbacks are run through too.
-        if len < self.limits.smallest_zero(&info.limits) {
+        if len < self.limits.smallest_zero(&self.stated) {
             return Err(IoError::unsupported());
         }
         let done = self.fault.write_zeroes(at, len, flags).await;
@@ -157,8 +159,11 @@ const fn is_local(event: Event) -> bool {
 
 impl BlockDevice for Blkdebug {
     fn info(&self) -> DeviceInfo {
-        let info = self.child.info();
-        DeviceInfo { driver: "blkdebug", limits: self.limits.stated(info.limits), ..info }
+        DeviceInfo { driver: "blkdebug", limits: self.stated, ..self.child.info() }
+    }
+
+    fn limits(&self) -> Limits {
+        self.stated
     }
 
     async fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
@@ -179,6 +184,7 @@ impl BlockDevice for Blkdebug {
             return Ok(());
         }
         self.check(Operation::Write, ByteRange::at(at, data.len() as u64))?;
+        let _change = self.unflushed.change();
         let plain = !flags.contains(WriteFlags::COMPRESSED);
         if plain {
             self.raise_own(Event::Pwritev).await;
@@ -188,7 +194,6 @@ impl BlockDevice for Blkdebug {
         if plain {
             self.raise_own(Event::PwritevDone).await;
         }
-        self.unflushed.changed();
         done
     }
 
@@ -197,15 +202,15 @@ impl BlockDevice for Blkdebug {
     }
 
     async fn write_vm_state(&self, at: u64, data: &[u8]) -> Result<()> {
-        let done = self.child.write_vm_state(at, data).await;
-        self.unflushed.changed();
-        done
+        let _change = self.unflushed.change();
+        self.child.write_vm_state(at, data).await
     }
 
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         if len == 0 {
             return Ok(());
         }
+        let _change = self.unflushed.change();
         self.raise_own(Event::PwritevZero).await;
         let done = match self.zero(at, len, flags).await {
             Err(error) if error.errno == Errno::NOTSUP && self.announces && !flags.contains(ZeroFlags::NO_FALLBACK) => {
@@ -214,7 +219,6 @@ impl BlockDevice for Blkdebug {
             done => done,
         };
         self.raise_own(Event::PwritevDone).await;
-        self.unflushed.changed();
         done
     }
 
@@ -224,13 +228,13 @@ impl BlockDevice for Blkdebug {
         }
         let range = ByteRange::at(at, len);
         self.check(Operation::Discard, range)?;
-        let done = if len < u64::from(self.info().limits.alignment) {
+        let _change = self.unflushed.change();
+        let done = if len < u64::from(self.stated.alignment) {
             Ok(()) // not supported, which counts as done
         } else {
             let done = self.fault.discard(at, len).await;
             self.finish(done).await
         };
-        self.unflushed.changed();
         match done {
             // Advice that can not be taken has been followed.
             Err(error) if error.errno == Errno::NOTSUP => Ok(()),
@@ -258,9 +262,8 @@ impl BlockDevice for Blkdebug {
     }
 
     async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
-        let done = self.fault.resize(size, preallocation).await;
-        self.unflushed.changed();
-        done
+        let _change = self.unflushed.change();
+        self.fault.resize(size, preallocation).await
     }
 
     async fn drain(&self) -> Result<()> {

@@ -35,7 +35,7 @@ pub enum Profile {
     /// And one block is cut at a sector of 512 bytes: old behind it. Nothing more than `Torn` with blocks of 512
     /// bytes.
     Shorn,
-    /// And blocks that were on their way to the medium may hold noise.
+    /// And blocks that were on their way to the medium may hold noise, or not be readable until they are written again.
     Garbage,
 }
 
@@ -119,7 +119,7 @@ pub struct DiskOptions {
     pub flush_error: FlushError,
     /// Bytes of the write cache, bookkeeping included. One request that is longer is taken alone.
     pub cache_size: u64,
-    /// Which request leaves a full cache first.
+    /// Which request leaves a full cache first. Profile `ordered` knows one order alone, whatever this says.
     pub write_back: WriteBack,
     /// Determines every state that is not asked for by name, and the write-back order `random`.
     pub seed: u64,

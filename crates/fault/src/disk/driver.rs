@@ -55,12 +55,21 @@ pub fn take_options(options: &mut Options) -> Result<DiskOptions, OptionError> {
                 value: block_size.to_string(),
             }
         })?;
+    let profile = options.take_choice("profile", Profile::NAMES)?.unwrap_or_default();
+    let write_back = options.take_choice("write-back", WriteBack::NAMES)?.unwrap_or_default();
+    if profile == Profile::Ordered && write_back != WriteBack::Fifo {
+        return Err(OptionError::Value {
+            option: options.full_name("write-back"),
+            expected: "'fifo' with profile=ordered, where a full cache is written back in order".into(),
+            value: write_back.name().to_owned(),
+        });
+    }
     Ok(DiskOptions {
         kind: options.take_choice("kind", Kind::NAMES)?.unwrap_or_default(),
-        profile: options.take_choice("profile", Profile::NAMES)?.unwrap_or_default(),
+        profile,
         flush_error: options.take_choice("flush-error", FlushError::NAMES)?.unwrap_or_default(),
         cache_size: options.take_size("cache-size")?.unwrap_or(default.cache_size),
-        write_back: options.take_choice("write-back", WriteBack::NAMES)?.unwrap_or_default(),
+        write_back,
         seed: options.take_u64("seed")?.unwrap_or_default(),
         block_size,
         stay_off: options.take_bool("stay-off")?.unwrap_or_default(),

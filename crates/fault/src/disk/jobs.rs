@@ -14,7 +14,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use blkproof_block::{Errno, IoError, LocalBoxFuture, Result};
+use blkproof_block::{IoError, LocalBoxFuture, Result};
 
 type Job = LocalBoxFuture<'static, Result<()>>;
 
@@ -56,7 +56,7 @@ impl Jobs {
 
 /// What a request without power hears: its connection is gone.
 pub(super) fn no_power() -> IoError {
-    IoError::new(Errno::NOTCONN).detail("the disk has no power")
+    IoError::gone().detail("the disk has no power")
 }
 
 /// A job in progress.

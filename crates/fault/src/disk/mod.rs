@@ -25,16 +25,21 @@
 
 pub mod config;
 mod driver;
+mod evict;
 mod jobs;
 mod medium;
 pub mod model;
 pub mod name;
+mod names;
 mod node;
+mod patience;
 pub mod piece;
+mod plan;
 mod power;
 mod runs;
 mod size;
 pub mod state;
+mod unreadable;
 
 pub use self::config::{DiskOptions, FlushError, Kind, Profile, WriteBack};
 pub use self::driver::{DiskDriver, parse_options, take_options};

@@ -12,7 +12,8 @@
 //! # Invariants
 //! - With nothing settled early, the states are exactly those of CM 5.1: per block the medium's content, or the
 //!   version of any request in the cache that is not older than a settled one; the size is one more block. Settling
-//!   early (eviction) only takes states away.
+//!   early only takes states away, if it is settled what the profile lets survive alone: of the profile `block` that is
+//!   anything, of others what [`evict`](Model::evict) chooses.
 //! - What is settled is in every later state. An honest owner settles what a flush covers before it acknowledges the
 //!   flush, so nothing flushed is ever lost; a liar only [promises](Model::promise), so that what it lost can be
 //!   counted.
@@ -25,9 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use blkproof_block::ByteRange;
-use blkproof_block::choice::hash;
 
-use super::config::WriteBack;
 use super::piece::{Content, Piece, cut_off};
 use super::runs::Runs;
 use super::size::Sizes;
@@ -91,7 +90,7 @@ impl Change {
         Piece { range: self.range, content }.clipped(range)
     }
 
-    fn data_len(&self) -> u64 {
+    pub(super) fn data_len(&self) -> u64 {
         self.data.as_ref().map_or(0, |data| data.len() as u64)
     }
 }
@@ -104,7 +103,14 @@ pub(super) struct Entry {
     /// A liar has acknowledged a flush that covers it, or its FUA.
     pub(super) promised: bool,
     /// Its caller lost interest before it completed.
-    dropped: bool,
+    pub(super) dropped: bool,
+}
+
+impl Entry {
+    /// Where it stands in the order of completion; what is open comes last.
+    pub(super) fn end_key(&self) -> (bool, Option<Moment>) {
+        (self.completed.is_none(), self.completed)
+    }
 }
 
 /// Some requests.
@@ -167,7 +173,7 @@ pub enum Sabotage {
 }
 
 /// What the cache costs apart from data: bytes for a request, for a version of a run, for a size.
-const REQUEST_COST: u64 = 256;
+pub(super) const REQUEST_COST: u64 = 256;
 const VERSION_COST: u64 = 16;
 
 /// The write cache. See the head of this file.
@@ -180,7 +186,9 @@ pub struct Model {
     next: u64,
     now: u64,
     /// Where the elevator stands.
-    head: u64,
+    pub(super) head: u64,
+    /// A liar has promised something in this life.
+    promised: bool,
     sabotage: Option<Sabotage>,
 }
 
@@ -195,6 +203,7 @@ impl Model {
             next: 0,
             now: 0,
             head: 0,
+            promised: false,
             sabotage: None,
         }
     }
@@ -287,7 +296,8 @@ impl Model {
                 _ => run.content(version, run.range, &mut pieces),
             }
         }
-        Batch { size: sizes.base(), pieces: cut_off(pieces, sizes.base()) }
+        cut_off(&mut pieces, sizes.base());
+        Batch { size: sizes.base(), pieces }
     }
 
     /// The medium holds the [`batch`](Self::batch) of `covered`: no power cut can bring older versions back.
@@ -296,7 +306,7 @@ impl Model {
         self.settle_sizes(&mut sizes, covered);
         let dropped: Vec<_> = self.sizes.versions().iter().map(|version| version.id).collect();
         self.sizes = sizes;
-        let settled: BTreeSet<_> = self.covered(covered).map(|(id, _)| id).collect();
+        let settled = self.ids(covered);
         let sabotage = self.sabotage;
         let gone = self.runs.thin(self.span(covered), |versions| {
             let newest = versions.iter().rposition(|change| settled.contains(&change.id));
@@ -314,7 +324,7 @@ impl Model {
 
     /// The requests never were. Newer ones stay; what readers see may go back to what it was before.
     pub fn forget(&mut self, covered: &Covered) {
-        let ids: BTreeSet<_> = self.covered(covered).map(|(id, _)| id).collect();
+        let ids = self.ids(covered);
         self.sizes.forget(|id| ids.contains(&id));
         let gone = self.runs.thin(self.span(covered), |versions| versions.retain(|change| !ids.contains(&change.id)));
         self.bury(gone.into_iter().chain(ids));
@@ -322,6 +332,7 @@ impl Model {
 
     /// A liar says that the requests are durable.
     pub fn promise(&mut self, covered: &Covered) {
+        self.promised = true;
         for (&id, entry) in &mut self.entries {
             entry.promised |= covered.has(id, entry.completed);
         }
@@ -333,32 +344,7 @@ impl Model {
         self.entries.clear();
         self.sizes.reset(size);
         self.data = 0;
-    }
-
-    /// Requests to be written back so that the cache holds at most `limit` bytes, chosen in that order. None, if all
-    /// that is left is open.
-    pub fn evict(&mut self, limit: u64, order: WriteBack, seed: u64) -> Covered {
-        let mut excess = self.bytes().saturating_sub(limit);
-        let ended = self.entries.iter().filter(|(_, entry)| entry.completed.is_some() || entry.dropped);
-        let mut chosen: Vec<(ChangeId, u64, u64)> = ended
-            .map(|(&id, entry)| (id, entry.change.range.start, entry.change.data_len().saturating_add(REQUEST_COST)))
-            .collect();
-        match order {
-            WriteBack::Fifo => {}
-            WriteBack::Lifo => chosen.reverse(),
-            WriteBack::Elevator => chosen.sort_by_key(|&(_, at, _)| (at < self.head, at)),
-            WriteBack::Random => chosen.sort_by_key(|&(id, ..)| hash(seed ^ 0x6576_6963_7400, id.0)),
-        }
-        let mut these = BTreeSet::new();
-        for (id, at, cost) in chosen {
-            if excess == 0 {
-                break;
-            }
-            excess = excess.saturating_sub(cost);
-            self.head = at;
-            these.insert(id);
-        }
-        if these.is_empty() { Covered::Nothing } else { Covered::These(these) }
+        self.promised = false;
     }
 
     // What there is.
@@ -386,32 +372,20 @@ impl Model {
         len.saturating_add(REQUEST_COST)
     }
 
-    /// Whether some request could be [evicted](Self::evict).
-    pub fn can_evict(&self) -> bool {
-        self.entries.values().any(|entry| entry.completed.is_some() || entry.dropped)
-    }
-
     /// Requests in the cache, and how many of them are open.
     pub fn pending(&self) -> (usize, usize) {
         (self.entries.len(), self.entries.values().filter(|entry| entry.completed.is_none()).count())
+    }
+
+    /// Whether a liar has promised anything since the power came.
+    pub(super) fn has_promised(&self) -> bool {
+        self.promised
     }
 
     /// Bytes in the cache that a liar said were durable; of overlapping requests each counts.
     pub fn promised(&self) -> u64 {
         let promised = self.entries.values().filter(|entry| entry.promised);
         promised.fold(0, |sum, entry| sum.saturating_add(entry.change.range.len()))
-    }
-
-    /// Whether the request may or may not survive: no power cut has decided over it, and no flush.
-    pub fn is_cached(&self, id: ChangeId) -> bool {
-        self.entries.contains_key(&id)
-    }
-
-    /// What is cached, in the order of completion; open requests come last.
-    pub fn by_completion(&self) -> Vec<ChangeId> {
-        let mut ids: Vec<_> = self.entries.iter().map(|(&id, entry)| (entry.completed, id)).collect();
-        ids.sort_by_key(|&(completed, id)| (completed.is_none(), completed, id));
-        ids.into_iter().map(|(_, id)| id).collect()
     }
 
     /// Whether nothing is cached.
@@ -432,6 +406,16 @@ impl Model {
     /// Whether no byte of `range` is cached.
     pub fn is_clean(&self, range: ByteRange) -> bool {
         self.runs.over(range).next().is_none()
+    }
+
+    /// The covered requests that are in the cache.
+    pub(super) fn ids(&self, covered: &Covered) -> BTreeSet<ChangeId> {
+        self.covered(covered).map(|(id, _)| id).collect()
+    }
+
+    /// Whether the request is in the cache.
+    pub fn is_cached(&self, id: ChangeId) -> bool {
+        self.entries.contains_key(&id)
     }
 
     fn is_live(&self, id: ChangeId) -> bool {

@@ -117,12 +117,13 @@ impl StateName {
     }
 
     /// The requests it names.
-    pub(super) fn requests(&self) -> Vec<ChangeId> {
-        match self {
-            Self::Drop(ids) | Self::Keep(ids) => ids.iter().copied().collect(),
-            Self::Tear { id, .. } | Self::Shear { id, .. } => vec![*id],
-            _ => Vec::new(),
-        }
+    pub(super) fn requests(&self) -> impl Iterator<Item = ChangeId> {
+        let (several, one) = match self {
+            Self::Drop(ids) | Self::Keep(ids) => (Some(ids), None),
+            Self::Tear { id, .. } | Self::Shear { id, .. } => (None, Some(*id)),
+            _ => (None, None),
+        };
+        several.into_iter().flatten().copied().chain(one)
     }
 }
 

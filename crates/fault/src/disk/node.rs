@@ -10,7 +10,7 @@ use blkproof_block::{
 };
 
 use super::Disk;
-use super::config::{DiskOptions, FlushError, Kind};
+use super::config::{DiskOptions, Kind};
 use super::jobs::no_power;
 use super::medium::{Shared, Why};
 use super::model::{ChangeId, Covered, Model, Request, Sabotage};
@@ -184,7 +184,13 @@ impl BlockDevice for DiskNode {
             let mut cached = shared.model.borrow().look(range);
             let medium = self.child.info().size;
             let mut failed = None;
-            for gap in gaps(range, &cached) {
+            let missing = gaps(range, &cached);
+            if let Some(bad) = missing.iter().find_map(|gap| shared.unreadable.borrow().first(*gap)) {
+                let words =
+                    format!("disk '{}' lost its power while it wrote this block, and can not read it", shared.name);
+                return Err(IoError::new(Errno::IO).at(bad).detail(words));
+            }
+            for gap in missing {
                 let (from, to) = (offset(gap.start, at), offset(gap.end, at));
                 let Some(out) = buf.get_mut(from..to) else { continue };
                 // Beyond the medium's end everything is zero: the disk has grown in the cache alone.
@@ -226,7 +232,7 @@ impl BlockDevice for DiskNode {
         if check_bounds(at, range.len(), model.size()).is_err() {
             return false;
         }
-        if model.is_clean(range) {
+        if model.is_clean(range) && self.shared.unreadable.borrow().first(range).is_none() {
             return range.end <= self.child.info().size && self.child.read_now(at, buf);
         }
         let cached = model.look(range);
@@ -290,10 +296,7 @@ impl BlockDevice for DiskNode {
         let covered = Covered::CompletedBefore(shared.model.borrow_mut().begin_flush());
         if let Some(left) = shared.fail_flushes.get().checked_sub(1) {
             shared.fail_flushes.set(left);
-            if shared.options.flush_error == FlushError::Forget {
-                shared.model.borrow_mut().forget(&covered);
-            }
-            return Err(IoError::new(Errno::IO).detail("the disk was told to fail this flush"));
+            return shared.fail_flush(covered).await;
         }
         match shared.options.kind {
             Kind::Honest => shared.write_back(Why::Durable(covered)).await,

@@ -109,24 +109,30 @@ pub(super) fn append(pieces: &mut Vec<Piece>, piece: Piece) {
 
 /// `upper` over `lower`, both sorted and apart: the same of the result.
 pub(super) fn laid_over(upper: &[Piece], lower: &[Piece]) -> Vec<Piece> {
-    let mut all = upper.to_vec();
-    for piece in lower {
-        let mut from = piece.range.start;
-        let first = upper.partition_point(|above| above.range.end <= from);
-        for above in upper.iter().skip(first).take_while(|above| above.range.start < piece.range.end) {
-            all.extend(piece.clipped(ByteRange { start: from, end: above.range.start }));
-            from = above.range.end;
-        }
-        all.extend(piece.clipped(ByteRange { start: from, end: piece.range.end }));
-    }
+    let mut all = without(lower, upper);
+    all.extend_from_slice(upper);
     all.sort_by_key(|piece| piece.range.start);
     all
 }
 
-/// What is left of the bytes up to `size`.
-pub(super) fn cut_off(pieces: Vec<Piece>, size: u64) -> Vec<Piece> {
-    let inside = ByteRange { start: 0, end: size };
-    pieces.into_iter().filter_map(|piece| piece.clipped(inside)).collect()
+/// Leaves of sorted pieces what lies in the first `size` bytes.
+pub(super) fn cut_off(pieces: &mut Vec<Piece>, size: u64) {
+    pieces.truncate(pieces.partition_point(|piece| piece.range.start < size));
+    if let Some(last) = pieces.last_mut() {
+        last.range.end = last.range.end.min(size);
+    }
+}
+
+/// What is left of `pieces` outside of `gone`, both sorted and apart.
+pub(super) fn without(pieces: &[Piece], gone: &[Piece]) -> Vec<Piece> {
+    let mut left = Vec::new();
+    for piece in pieces {
+        let first = gone.partition_point(|gone| gone.range.end <= piece.range.start);
+        let gone = gone.get(first..).unwrap_or_default();
+        let gone = gone.get(..gone.partition_point(|gone| gone.range.start < piece.range.end));
+        left.extend(gaps(piece.range, gone.unwrap_or_default()).into_iter().filter_map(|gap| piece.clipped(gap)));
+    }
+    left
 }
 
 /// The parts of `range` that none of `pieces`, sorted and apart, covers.

@@ -10,7 +10,7 @@
 //!
 //! A cut waits for nothing that another request would have to do, so a filter above may ask for it in the middle of a
 //! request. A cut that is abandoned, or whose medium fails, in 2 or 3 leaves the disk off; the next `power_on` or cut
-//! goes on with the same state.
+//! goes on with the same state. So does one that a [rule below holds](super::patience).
 
 use std::rc::Rc;
 
@@ -21,8 +21,10 @@ use super::config::{DiskOptions, FlushError};
 use super::medium::{Shared, Underway, put};
 use super::model::{Covered, Sabotage};
 use super::name::{StateName, UnknownState};
+use super::patience::unless_stuck;
 use super::piece::{Piece, cut_off, gaps, laid_over};
 use super::state::{Estimate, State};
+use super::unreadable::Unreadable;
 use crate::notice::What;
 use crate::power::Power;
 
@@ -43,6 +45,7 @@ impl std::fmt::Debug for Disk {
 pub(super) struct Pending {
     report: CutReport,
     pieces: Rc<[Piece]>,
+    unreadable: Unreadable,
 }
 
 /// What a power cut did.
@@ -73,6 +76,9 @@ pub enum CutError {
     /// There is no power to cut.
     #[error("the disk is off already")]
     Off,
+    /// The last cut is not over: its state does not stand yet, and the disk is off.
+    #[error("the state that the last power cut left does not stand on the medium yet; power-on goes on with it")]
+    Unfinished,
     /// The medium failed; the disk stays off until it can be [switched on](Disk::power_on).
     #[error("the state could not be written to the medium, and the disk stays off: {0}")]
     Medium(IoError),
@@ -159,7 +165,7 @@ impl Disk {
             }
             shared.lose_power(name)?;
         }
-        let report = shared.stand().await.map_err(CutError::Medium)?.ok_or(CutError::Off)?;
+        let report = unless_stuck(shared, shared.stand()).await.map_err(CutError::Medium)?.ok_or(CutError::Off)?;
         shared.on.set(!shared.options.stay_off);
         Ok(report)
     }
@@ -171,7 +177,7 @@ impl Disk {
     pub async fn power_on(&self) -> Result<(), IoError> {
         let shared = &self.0;
         let _switch = shared.switch.lock().await;
-        shared.stand().await?;
+        unless_stuck(shared, shared.stand()).await?;
         shared.on.set(true);
         Ok(())
     }
@@ -214,6 +220,11 @@ impl Disk {
         let name = state.parse()?;
         // As long as this is held, the medium does not change.
         let _medium = self.0.medium.lock().await;
+        if self.0.pending.borrow().is_some() {
+            return Err(CutError::Unfinished);
+        }
+        // Nor by what a job left on its way.
+        self.0.drain_late().await.map_err(CutError::Medium)?;
         let state = self.0.choose(&name)?;
         save(&self.0, &state, to, extent).await.map_err(CutError::Medium)?;
         Ok(state)
@@ -240,7 +251,9 @@ impl Power for Disk {
                 Ok(_) => Ok(()),
                 Err(CutError::Medium(error)) => Err(error),
                 Err(CutError::Off) => Err(super::jobs::no_power()),
-                Err(error @ CutError::State(_)) => Err(IoError::new(Errno::INVAL).detail(error.to_string())),
+                Err(error @ (CutError::State(_) | CutError::Unfinished)) => {
+                    Err(IoError::new(Errno::INVAL).detail(error.to_string()))
+                }
             }
         })
     }
@@ -252,26 +265,31 @@ impl Shared {
         let underway = self.underway.borrow();
         let profile = self.options.profile;
         let model = self.model.borrow();
-        let Some(Underway { covered, undo }) = &*underway else {
-            return model.state(name, profile, &Covered::Nothing);
-        };
-        match undo {
+        let mut unreadable = self.unreadable.borrow().clone();
+        let (mut state, lower) = match &*underway {
+            None => (model.state(name, profile, &Covered::Nothing)?, Vec::new()),
             // What the medium held before the flush lies beneath whatever survives of it.
-            Some(undo) => {
-                let state = model.state(name, profile, covered)?;
-                let pieces = cut_off(laid_over(&state.pieces, undo), state.size);
-                Ok(State { pieces, ..state })
+            Some(Underway { covered, undo: Some(undo) }) => {
+                (model.state(name, profile, &Covered::These(covered.clone()))?, undo.clone())
             }
             // Nobody knows which of it the medium has: it all survives, and is written again.
-            None => {
-                let batch = model.batch(covered);
+            Some(Underway { covered, undo: None }) => {
+                let covered = Covered::These(covered.clone());
+                let batch = model.batch(&covered);
                 let mut settled = model.clone();
-                settled.settle(covered);
-                let state = settled.state(name, profile, &Covered::Nothing)?;
-                let pieces = cut_off(laid_over(&state.pieces, &batch.pieces), state.size);
-                Ok(State { pieces, ..state })
+                settled.settle(&covered);
+                unreadable.written(&batch.pieces, batch.size);
+                (settled.state(name, profile, &Covered::Nothing)?, batch.pieces)
             }
+        };
+        unreadable.written(&state.pieces, state.size);
+        unreadable.add(&state.unreadable);
+        state.unreadable = unreadable.ranges();
+        if !lower.is_empty() {
+            state.pieces = laid_over(&state.pieces, &lower);
+            cut_off(&mut state.pieces, state.size);
         }
+        Ok(state)
     }
 
     /// Step 1 of a cut.
@@ -279,6 +297,8 @@ impl Shared {
         let cut = self.cuts.get().saturating_add(1);
         let name = name.unwrap_or_else(|| StateName::Seed(hash(self.options.seed, cut)));
         let state = self.choose(&name)?;
+        let mut unreadable = Unreadable::default();
+        unreadable.add(&state.unreadable);
         let report = {
             let mut model = self.model.borrow_mut();
             let (requests, _) = model.pending();
@@ -287,13 +307,15 @@ impl Shared {
             let State { size, lost, betrayed, .. } = state;
             CutReport { cut, state: Rc::from(name.to_string()), size, requests, states, lost, betrayed }
         };
-        self.pending.replace(Some(Pending { report, pieces: state.pieces.into() }));
+        self.pending.replace(Some(Pending { report, pieces: state.pieces.into(), unreadable }));
         self.cuts.set(cut);
         self.life.set(self.life.get().wrapping_add(1));
         self.on.set(false);
         if !self.model.borrow().is_sabotaged(Sabotage::JobsOutliveCut) {
             self.jobs.cut();
         }
+        // What they had written over is in the pieces.
+        self.underway.replace(None);
         Ok(())
     }
 
@@ -306,11 +328,15 @@ impl Shared {
         };
         {
             let _medium = self.medium.lock().await;
+            self.step();
             self.child.drain().await?;
+            self.step();
             self.put(report.size, &pieces).await?;
             self.child.flush().await?;
         }
-        self.pending.replace(None);
+        if let Some(pending) = self.pending.take() {
+            self.unreadable.replace(pending.unreadable);
+        }
         if let Some(lab) = &self.lab {
             let CutReport { cut, lost, betrayed, .. } = report;
             lab.notices().tell(&self.name, What::PowerCut { cut, state: Rc::clone(&report.state), lost, betrayed });

@@ -29,7 +29,15 @@ pub(super) struct Run {
 impl Run {
     /// What version `version` holds in `range`, as far as it is not the medium's; sorted, apart.
     pub(super) fn content(&self, version: usize, range: ByteRange, pieces: &mut Vec<Piece>) {
-        let mut missing: Vec<ByteRange> = range.intersection(self.range).into_iter().collect();
+        let Some(range) = range.intersection(self.range) else { return };
+        let newest = version.checked_sub(1).and_then(|index| self.versions.get(index));
+        let Some(newest) = newest else { return };
+        if newest.range.start <= range.start && range.end <= newest.range.end {
+            // All but the blocks at the ends of unaligned requests.
+            newest.piece(range).into_iter().for_each(|piece| super::piece::append(pieces, piece));
+            return;
+        }
+        let mut missing = vec![range];
         let mut found: Vec<Piece> = Vec::new();
         for change in self.versions.iter().take(version).rev() {
             if missing.is_empty() {

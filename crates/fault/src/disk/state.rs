@@ -1,25 +1,22 @@
 //! What a power cut leaves (CM 5.1, 5.2, 5.4).
 //!
-//! Each block picks one of its versions, and the size one of its own; the profile says which picks go together. A
-//! range that one request covers may have more blocks than anybody can list: beyond 65536 of one run they pick
-//! in groups.
-
-use std::collections::BTreeSet;
+//! Each block picks one of its versions, and the size one of its own; the profile says which picks go together, and the
+//! plan what a name means. Where the plan is about requests, a run of blocks picks once. Where each block
+//! picks for itself, there may be more blocks than anybody can list: beyond 65536 in all, the longest runs pick in
+//! groups.
 
 use blkproof_block::ByteRange;
 use blkproof_block::choice::{Choices, hash};
 
 use super::config::Profile;
-use super::model::{ChangeId, Covered, Model};
-use super::name::{Order, StateName, UnknownState};
+use super::model::{Covered, Model};
+use super::name::{StateName, UnknownState};
 use super::piece::{Content, Piece, append, cut_off};
+use super::plan::{Pick, Plan};
 use super::runs::Run;
 
-/// Blocks of one run that pick for themselves.
+/// Picks of all runs together, unless there are more runs.
 const GROUPS: u64 = 1 << 16;
-
-/// A sector, the unit in which a sheared block is cut.
-const SECTOR: u64 = 512;
 
 /// A disk that a power cut leaves: the medium, and this over it.
 #[derive(Clone, Debug)]
@@ -30,6 +27,9 @@ pub struct State {
     pub size: u64,
     /// What is to be written over what the medium holds: sorted, apart, inside the size.
     pub pieces: Vec<Piece>,
+    /// Blocks that can not be read until they are written again, sorted, apart, inside the size: what the pieces have
+    /// there is what a medium holds that has no other way to say so.
+    pub unreadable: Vec<ByteRange>,
     /// Bytes that were acknowledged and are not there. Equal content is not looked for.
     pub lost: u64,
     /// Bytes of these that a liar had said were durable.
@@ -45,46 +45,6 @@ pub struct Estimate {
     pub log2: f64,
 }
 
-/// Which versions the blocks pick.
-enum Pick {
-    /// The newest of a request that is kept.
-    Requests(Keep),
-    /// Any, older or newer, each block for itself.
-    Blocks { seed: u64, per_mille: u32 },
-    /// The digits of this number in the mixed radix of all choices.
-    Number(u64),
-}
-
-enum Keep {
-    None,
-    All,
-    Only(BTreeSet<ChangeId>),
-    AllBut(BTreeSet<ChangeId>),
-    Random { seed: u64, per_mille: u32 },
-}
-
-impl Keep {
-    fn keeps(&self, id: ChangeId) -> bool {
-        match self {
-            Self::None => false,
-            Self::All => true,
-            Self::Only(ids) => ids.contains(&id),
-            Self::AllBut(ids) => !ids.contains(&id),
-            Self::Random { seed, per_mille } => hash(*seed, id.0) % 1000 < u64::from(*per_mille),
-        }
-    }
-}
-
-/// A pick with what the hostile profiles do to it.
-struct Plan {
-    pick: Pick,
-    /// Of this request only these bytes.
-    torn: Option<(ChangeId, ByteRange)>,
-    /// Of this request's block at `start` only the bytes of the range.
-    shorn: Option<(ChangeId, ByteRange)>,
-    noise: Option<u64>,
-}
-
 impl Model {
     /// The state of that name, with the requests `moving` on their way to the medium: only profile `garbage` asks.
     /// Nothing changes.
@@ -93,157 +53,107 @@ impl Model {
     /// If the profile has no such state, or the name speaks of something that is not there.
     pub fn state(&self, name: &StateName, profile: Profile, moving: &Covered) -> Result<State, UnknownState> {
         let plan = self.plan(name, profile, moving)?;
+        let sizes = self.sizes.versions().len();
+        let version = match &plan.pick {
+            Pick::Requests(keep) => self.sizes.newest(|id| keep.keeps(id)),
+            Pick::Blocks { seed, per_mille } => any(*seed, u64::MAX, *per_mille, sizes),
+            // The last digit, behind those of the blocks.
+            Pick::Number(_) => {
+                let mut number = self.each_pick(&plan, |_, _, _| ());
+                let version = digit(&mut number, sizes);
+                if number > 0 {
+                    let count = self.count(profile).count;
+                    return Err(UnknownState::Number { name: name.to_string(), count });
+                }
+                version
+            }
+        };
+        let size = self.sizes.at(version);
+        let seen = ByteRange { start: 0, end: self.size() };
+        let (mut pieces, mut lost, mut betrayed) = (Vec::new(), 0_u64, 0_u64);
+        // Of the run that was visited last: which versions had completed, which had been promised.
+        let mut owed = (u64::MAX, 0, 0);
+        self.each_pick(&plan, |run, blocks, version| {
+            self.put(&plan, run, blocks, version, &mut pieces);
+            let Some(blocks) = blocks.intersection(seen) else { return };
+            if owed.0 != run.range.start {
+                owed = (run.range.start, self.newest_completed(run), self.newest_promised(run));
+            }
+            lost = lost.saturating_add(missing(run, blocks, version, owed.1, size));
+            betrayed = betrayed.saturating_add(missing(run, blocks, version, owed.2, size));
+        });
+        let mut unreadable = Vec::new();
+        if let Some(seed) = plan.noise {
+            (pieces, unreadable) = self.with_noise(&pieces, seed, moving);
+        }
+        cut_off(&mut pieces, size);
+        let inside = ByteRange { start: 0, end: size };
+        let unreadable = unreadable.into_iter().filter_map(|range: ByteRange| range.intersection(inside)).collect();
+        Ok(State { name: name.clone(), size, pieces, unreadable, lost, betrayed })
+    }
+
+    /// What the blocks pick, by place: neighbours of one run that pick the same together. Returns what is left of a
+    /// number.
+    fn each_pick<'a>(&'a self, plan: &Plan<'_>, mut visit: impl FnMut(&'a Run, ByteRange, usize)) -> u64 {
         let mut number = match plan.pick {
             Pick::Number(number) => number,
             _ => 0,
         };
-        let mut chosen = Vec::new();
-        let mut pieces = Vec::new();
+        let share = match plan.pick {
+            Pick::Requests(_) => 1,
+            _ => self.share(),
+        };
         for run in self.runs.iter() {
-            for blocks in groups(run, self.block()) {
-                let version = version_of(&plan, run, blocks, &mut number);
-                self.put(&plan, run, blocks, version, &mut pieces);
-                chosen.push((run, blocks, version));
-            }
-        }
-        let sizes = self.sizes.versions().len();
-        let version = match &plan.pick {
-            Pick::Requests(keep) => self.sizes.newest(|id| keep.keeps(id)),
-            Pick::Number(_) => digit(&mut number, sizes),
-            Pick::Blocks { seed, per_mille } => any(*seed, u64::MAX, *per_mille, sizes),
-        };
-        if number > 0 {
-            let count = self.count(profile).count;
-            return Err(UnknownState::Number { name: name.to_string(), count });
-        }
-        let size = self.sizes.at(version);
-        if let Some(seed) = plan.noise {
-            pieces = self.with_noise(&pieces, seed, moving);
-        }
-        let (mut lost, mut betrayed) = (0, 0);
-        for (run, blocks, version) in chosen {
-            let at_least = |promised: bool| {
-                run.newest(|id| {
-                    self.entries
-                        .get(&id)
-                        .is_some_and(|entry| if promised { entry.promised } else { entry.completed.is_some() })
-                })
-            };
-            let blocks = blocks.intersection(ByteRange { start: 0, end: self.size() });
-            let Some(blocks) = blocks else { continue };
-            lost = u64::saturating_add(lost, missing(run, blocks, version, at_least(false), size));
-            betrayed = u64::saturating_add(betrayed, missing(run, blocks, version, at_least(true), size));
-        }
-        Ok(State { name: name.clone(), size, pieces: cut_off(pieces, size), lost, betrayed })
-    }
-
-    fn plan(&self, name: &StateName, profile: Profile, moving: &Covered) -> Result<Plan, UnknownState> {
-        let least = name.least_profile();
-        if profile < least {
-            let (profile, least) = (profile.name(), least.name());
-            return Err(UnknownState::Profile { name: name.to_string(), profile, least });
-        }
-        if let Some(&id) = name.requests().iter().find(|id| !self.entries.contains_key(id)) {
-            return Err(UnknownState::Request { name: name.to_string(), id });
-        }
-        let requests = |keep| Plan { pick: Pick::Requests(keep), torn: None, shorn: None, noise: None };
-        Ok(match name {
-            StateName::AllOld => requests(Keep::None),
-            StateName::AllNew => requests(Keep::All),
-            StateName::Drop(ids) => requests(Keep::AllBut(ids.clone())),
-            StateName::Keep(ids) => requests(Keep::Only(ids.clone())),
-            StateName::Prefix(order, count) => requests(self.prefix(*order, *count)),
-            StateName::Tear { id, first, blocks } => {
-                Plan { torn: self.tear(*id, *first, *blocks).map(|kept| (*id, kept)), ..requests(Keep::All) }
-            }
-            StateName::Shear { id, block, sectors } => {
-                Plan { shorn: self.shear(*id, *block, *sectors).map(|kept| (*id, kept)), ..requests(Keep::All) }
-            }
-            StateName::Number(number) => match profile {
-                Profile::Request => {
-                    let ids: Vec<_> = self.entries.keys().copied().collect();
-                    let count = self.count(profile).count;
-                    if *number >= count {
-                        return Err(UnknownState::Number { name: name.to_string(), count });
-                    }
-                    let kept = ids.iter().zip(0..u64::BITS).filter(|&(_, bit)| number >> bit & 1 == 1);
-                    requests(Keep::Only(kept.map(|(&id, _)| id).collect()))
+            let versions = run.versions.len();
+            match &plan.pick {
+                Pick::Requests(keep) => each_part(plan, run, |blocks| {
+                    let version = run.newest(|id| keep.keeps(id) && !plan.tears_off(id, blocks));
+                    visit(run, blocks, version);
+                }),
+                Pick::Blocks { seed, per_mille } => {
+                    let picks = groups(run, self.block(), share).map(|blocks| {
+                        let version = any(*seed, blocks.start, *per_mille, versions);
+                        match version.checked_sub(1).and_then(|index| run.versions.get(index)) {
+                            Some(change) if plan.tears_off(change.id, blocks) => (blocks, version.saturating_sub(1)),
+                            _ => (blocks, version),
+                        }
+                    });
+                    each_merged(picks, |blocks, version| visit(run, blocks, version));
                 }
-                _ => Plan { pick: Pick::Number(*number), ..requests(Keep::None) },
-            },
-            StateName::Seed(seed) => self.drawn(*seed, profile, moving),
-        })
-    }
-
-    /// What a seed picks: each draw is the seed's own, however much is in the cache.
-    fn drawn(&self, seed: u64, profile: Profile, moving: &Covered) -> Plan {
-        let mut draws = Choices::new(hash(seed, 0x706f_7765_7220_6375));
-        let per_mille = [20, 100, 500, 900, 980].get(draws.index(5)).copied().unwrap_or(500);
-        let (by_block, own) = (draws.chance(500), draws.next());
-        let (tears, shears) = (draws.chance(500), draws.chance(500));
-        let victim = draws.next();
-        let pick = match profile {
-            Profile::Ordered => {
-                let order = if by_block { Order::Completion } else { Order::Submission };
-                let count = draws.below((self.entries.len() as u64).saturating_add(1));
-                Pick::Requests(self.prefix(order, count))
-            }
-            Profile::Request => Pick::Requests(Keep::Random { seed: own, per_mille }),
-            _ if by_block => Pick::Blocks { seed: own, per_mille },
-            _ => Pick::Requests(Keep::Random { seed: own, per_mille }),
-        };
-        let mut plan = Plan { pick, torn: None, shorn: None, noise: None };
-        let index = usize::try_from(victim % (self.entries.len() as u64).max(1)).unwrap_or(0);
-        let victim = self.entries.iter().nth(index).map(|(&id, entry)| (id, entry.change.range));
-        if let Some((id, range)) = victim {
-            let blocks = range.aligned_out(self.block()).len() / self.block();
-            if profile >= Profile::Torn && tears && blocks > 1 {
-                let first = draws.chance(500);
-                let count = draws.below(blocks.saturating_sub(1)).saturating_add(1);
-                plan.torn = self.tear(id, first, count).map(|kept| (id, kept));
-            }
-            let sectors = self.block() / SECTOR;
-            if profile >= Profile::Shorn && shears && sectors > 1 {
-                let block = draws.below(blocks);
-                let count = draws.below(sectors.saturating_sub(1)).saturating_add(1);
-                plan.shorn = self.shear(id, block, count).map(|kept| (id, kept));
+                Pick::Number(_) if number == 0 => visit(run, run.range, 0),
+                Pick::Number(_) => {
+                    let picks = groups(run, self.block(), share).map(|blocks| (blocks, digit(&mut number, versions)));
+                    each_merged(picks, |blocks, version| visit(run, blocks, version));
+                }
             }
         }
-        let moving = *moving != Covered::Nothing || self.pending().1 > 0;
-        plan.noise = (profile >= Profile::Garbage && moving).then(|| draws.next());
-        plan
+        number
     }
 
-    /// The first `count` requests in that order.
-    fn prefix(&self, order: Order, count: u64) -> Keep {
-        let mut ids: Vec<_> = self.entries.iter().map(|(&id, entry)| (entry.completed, id)).collect();
-        if order == Order::Completion {
-            ids.sort_by_key(|&(completed, id)| (completed.is_none(), completed, id));
+    /// Picks that one run has at most, so that all together are not too many.
+    fn share(&self) -> u64 {
+        let blocks = |run: &Run| run.range.len() / self.block();
+        let mut share = GROUPS;
+        while share > 1 && self.runs.iter().fold(0_u64, |sum, run| sum.saturating_add(blocks(run).min(share))) > GROUPS
+        {
+            share /= 2;
         }
-        let count = usize::try_from(count).unwrap_or(usize::MAX);
-        Keep::Only(ids.into_iter().take(count).map(|(_, id)| id).collect())
+        share
     }
 
-    /// The bytes that a tear leaves of a request.
-    fn tear(&self, id: ChangeId, first: bool, blocks: u64) -> Option<ByteRange> {
-        let whole = self.entries.get(&id)?.change.range.aligned_out(self.block());
-        let len = blocks.saturating_mul(self.block()).min(whole.len());
-        Some(match first {
-            true => ByteRange::at(whole.start, len),
-            false => ByteRange { start: whole.end.saturating_sub(len), end: whole.end },
-        })
+    fn newest_completed(&self, run: &Run) -> usize {
+        run.newest(|id| self.entries.get(&id).is_some_and(|entry| entry.completed.is_some()))
     }
 
-    /// The bytes that survive of the one block that is sheared.
-    fn shear(&self, id: ChangeId, block: u64, sectors: u64) -> Option<ByteRange> {
-        let whole = self.entries.get(&id)?.change.range.aligned_out(self.block());
-        let start = whole.start.saturating_add(block.saturating_mul(self.block()));
-        let len = sectors.saturating_mul(SECTOR).min(self.block());
-        whole.contains(start).then(|| ByteRange::at(start, len))
+    fn newest_promised(&self, run: &Run) -> usize {
+        if !self.has_promised() {
+            return 0;
+        }
+        run.newest(|id| self.entries.get(&id).is_some_and(|entry| entry.promised))
     }
 
     /// Appends what blocks of a run hold at their version.
-    fn put(&self, plan: &Plan, run: &Run, blocks: ByteRange, version: usize, pieces: &mut Vec<Piece>) {
+    fn put(&self, plan: &Plan<'_>, run: &Run, blocks: ByteRange, version: usize, pieces: &mut Vec<Piece>) {
         let sheared = plan.shorn.and_then(|(id, kept)| {
             let index = run.versions.iter().position(|change| change.id == id)?;
             // Only where the version that was picked is the sheared request's own.
@@ -259,21 +169,26 @@ impl Model {
         run.content(version, ByteRange { start: block.end, end: blocks.end.max(block.end) }, pieces);
     }
 
-    /// Noise in about half of the blocks that were on their way.
-    fn with_noise(&self, pieces: &[Piece], seed: u64, moving: &Covered) -> Vec<Piece> {
-        let mut noise = Vec::new();
-        for run in self.runs.iter() {
-            let open = |id| self.entries.get(&id).is_some_and(|entry| entry.completed.is_none());
-            if run.newest(|id| self.has(moving, id) || open(id)) == 0 {
-                continue;
-            }
-            for blocks in groups(run, self.block()) {
-                if hash(seed, blocks.start) & 1 == 1 {
+    /// About half of the blocks that were on their way hold noise, and about half of these can not be read.
+    fn with_noise(&self, pieces: &[Piece], seed: u64, moving: &Covered) -> (Vec<Piece>, Vec<ByteRange>) {
+        let (mut noise, mut unreadable) = (Vec::new(), Vec::<ByteRange>::new());
+        let share = self.share();
+        let open = |id| self.entries.get(&id).is_some_and(|entry| entry.completed.is_none());
+        for run in self.runs.iter().filter(|run| run.newest(|id| self.has(moving, id) || open(id)) > 0) {
+            for blocks in groups(run, self.block(), share) {
+                let drawn = hash(seed, blocks.start);
+                if drawn & 1 == 1 {
                     append(&mut noise, Piece { range: blocks, content: Content::Noise(seed) });
+                }
+                if drawn & 3 == 3 {
+                    match unreadable.last_mut() {
+                        Some(last) if last.end == blocks.start => last.end = blocks.end,
+                        _ => unreadable.push(blocks),
+                    }
                 }
             }
         }
-        super::piece::laid_over(&noise, pieces)
+        (super::piece::laid_over(&noise, pieces), unreadable)
     }
 
     /// How many states the profile has; an estimate for those beyond `block`.
@@ -293,65 +208,17 @@ impl Model {
                 let radix = |versions: usize| u32::try_from(versions.saturating_add(1)).unwrap_or(u32::MAX);
                 let sizes = radix(self.sizes.versions().len());
                 let (mut count, mut log2) = (u64::from(sizes), f64::from(sizes).log2());
+                let share = self.share();
                 for run in self.runs.iter() {
                     let radix = radix(run.versions.len());
-                    let blocks = u32::try_from(group_count(run, self.block())).unwrap_or(u32::MAX);
-                    log2 += f64::from(radix).log2() * f64::from(blocks);
-                    count = count.saturating_mul(u64::from(radix).checked_pow(blocks).unwrap_or(u64::MAX));
+                    let picks = u32::try_from(picks(run, self.block(), share)).unwrap_or(u32::MAX);
+                    log2 += f64::from(radix).log2() * f64::from(picks);
+                    count = count.saturating_mul(u64::from(radix).checked_pow(picks).unwrap_or(u64::MAX));
                 }
                 (count, log2)
             }
         };
         Estimate { count, log2 }
-    }
-
-    /// Names of states in the order in which they are worth trying (CM 5.4), `budget` at most; of all, if they are so
-    /// few. `seed` begins the random ones.
-    pub fn names(&self, profile: Profile, budget: usize, seed: u64) -> Vec<StateName> {
-        let ids: Vec<_> = self.entries.keys().copied().collect();
-        let requests = ids.len() as u64;
-        let total = self.count(profile).count;
-        if ids.is_empty() {
-            return [StateName::AllOld].into_iter().take(budget).collect();
-        }
-        let ends = [StateName::AllOld, StateName::AllNew].into_iter();
-        let prefixes = |order| (1..requests).map(move |count| StateName::Prefix(order, count));
-        let prefixes = prefixes(Order::Completion).chain(prefixes(Order::Submission));
-        if profile == Profile::Ordered {
-            return ends.chain(prefixes).take(budget).collect();
-        }
-        if total <= budget as u64 && profile <= Profile::Block {
-            return (0..total).map(StateName::Number).collect();
-        }
-        let one = |id: &ChangeId| BTreeSet::from([*id]);
-        let tears = self.entries.iter().filter(|_| profile >= Profile::Torn).flat_map(|(&id, entry)| {
-            let blocks = entry.change.range.aligned_out(self.block()).len() / self.block();
-            // As many as a table of a format has; the seeds reach the others.
-            (1..blocks.min(64)).flat_map(move |blocks| [true, false].map(|first| StateName::Tear { id, first, blocks }))
-        });
-        ends.chain(ids.iter().map(|id| StateName::Drop(one(id))))
-            .chain(ids.iter().map(|id| StateName::Keep(one(id))))
-            .chain(prefixes)
-            .chain(tears)
-            .chain((0_u64..).map(|number| StateName::Seed(hash(seed, number))))
-            .take(budget)
-            .collect()
-    }
-}
-
-/// Which version some blocks of a run pick.
-fn version_of(plan: &Plan, run: &Run, blocks: ByteRange, number: &mut u64) -> usize {
-    let torn_off = |id: ChangeId| plan.torn.is_some_and(|(torn, kept)| torn == id && !kept.overlaps(blocks));
-    match &plan.pick {
-        Pick::Requests(keep) => run.newest(|id| keep.keeps(id) && !torn_off(id)),
-        Pick::Blocks { seed, per_mille } => {
-            let version = any(*seed, blocks.start, *per_mille, run.versions.len());
-            match version.checked_sub(1).and_then(|index| run.versions.get(index)) {
-                Some(change) if torn_off(change.id) => version.saturating_sub(1),
-                _ => version,
-            }
-        }
-        Pick::Number(_) => digit(number, run.versions.len()),
     }
 }
 
@@ -369,15 +236,52 @@ fn digit(number: &mut u64, most: usize) -> usize {
     usize::try_from(digit).unwrap_or(0)
 }
 
+/// A run as a whole; in two or three parts where a tear goes through it.
+fn each_part(plan: &Plan<'_>, run: &Run, mut visit: impl FnMut(ByteRange)) {
+    let mut from = run.range.start;
+    let torn = plan.torn.filter(|(id, _)| run.versions.iter().any(|change| change.id == *id));
+    if let Some((_, kept)) = torn {
+        for border in [kept.start, kept.end] {
+            if from < border && border < run.range.end {
+                visit(ByteRange { start: from, end: border });
+                from = border;
+            }
+        }
+    }
+    visit(ByteRange { start: from, end: run.range.end });
+}
+
+/// Neighbours that pick the same, as one.
+fn each_merged(picks: impl Iterator<Item = (ByteRange, usize)>, mut visit: impl FnMut(ByteRange, usize)) {
+    let mut open: Option<(ByteRange, usize)> = None;
+    for (blocks, version) in picks {
+        open = Some(match open {
+            Some((before, same)) if same == version => (ByteRange { end: blocks.end, ..before }, version),
+            Some((before, other)) => {
+                visit(before, other);
+                (blocks, version)
+            }
+            None => (blocks, version),
+        });
+    }
+    if let Some((blocks, version)) = open {
+        visit(blocks, version);
+    }
+}
+
+/// How many blocks of a run pick together.
+fn group(run: &Run, block: u64, share: u64) -> u64 {
+    (run.range.len() / block.max(1)).div_ceil(share.max(1)).max(1)
+}
+
 /// How many picks a run has.
-fn group_count(run: &Run, block: u64) -> u64 {
-    (run.range.len() / block.max(1)).clamp(1, GROUPS)
+fn picks(run: &Run, block: u64, share: u64) -> u64 {
+    (run.range.len() / block.max(1)).div_ceil(group(run, block, share)).max(1)
 }
 
 /// The blocks of a run, or groups of them.
-fn groups(run: &Run, block: u64) -> impl Iterator<Item = ByteRange> {
-    let blocks = run.range.len() / block.max(1);
-    let step = blocks.div_ceil(GROUPS).max(1).saturating_mul(block);
+fn groups(run: &Run, block: u64, share: u64) -> impl Iterator<Item = ByteRange> {
+    let step = group(run, block, share).saturating_mul(block);
     let ByteRange { start, end } = run.range;
     (start..end)
         .step_by(usize::try_from(step).unwrap_or(usize::MAX))
@@ -386,22 +290,27 @@ fn groups(run: &Run, block: u64) -> impl Iterator<Item = ByteRange> {
 
 /// Bytes of `blocks` that versions after the one picked, up to `wanted`, had changed; beyond the end all up to it.
 fn missing(run: &Run, blocks: ByteRange, picked: usize, wanted: usize, size: u64) -> u64 {
-    let touched = |from: usize, range: ByteRange| -> u64 {
-        if range.is_empty() || wanted <= from {
-            return 0;
-        }
-        let mut parts: Vec<_> =
-            run.versions.iter().take(wanted).skip(from).filter_map(|change| change.range.intersection(range)).collect();
-        parts.sort_unstable();
-        let mut end = range.start;
-        let mut sum: u64 = 0;
-        for part in parts {
-            sum = sum.saturating_add(part.end.saturating_sub(part.start.max(end)));
-            end = end.max(part.end);
-        }
-        sum
-    };
     let inside = ByteRange { start: blocks.start, end: blocks.end.min(size) };
     let beyond = ByteRange { start: blocks.start.max(size), end: blocks.end };
-    touched(picked, inside).saturating_add(touched(0, beyond))
+    touched(run, picked, wanted, inside).saturating_add(touched(run, 0, wanted, beyond))
+}
+
+/// Bytes of `range` that these versions of a run had changed.
+fn touched(run: &Run, from: usize, to: usize, range: ByteRange) -> u64 {
+    if range.is_empty() || to <= from {
+        return 0;
+    }
+    let changes = || run.versions.iter().take(to).skip(from).map(|change| change.range);
+    if changes().any(|change| change.start <= range.start && range.end <= change.end) {
+        return range.len();
+    }
+    let mut parts: Vec<_> = changes().filter_map(|change| change.intersection(range)).collect();
+    parts.sort_unstable();
+    let mut end = range.start;
+    let mut sum: u64 = 0;
+    for part in parts {
+        sum = sum.saturating_add(part.end.saturating_sub(part.start.max(end)));
+        end = end.max(part.end);
+    }
+    sum
 }

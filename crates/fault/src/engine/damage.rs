@@ -1,9 +1,91 @@
 //! Damaged data: what a sector reads as instead of what it holds.
 
+use std::time::Duration;
+
+use blkproof_block::ByteRange;
 use blkproof_block::choice::hash;
 
+use super::Engine;
+use super::armed::Armed;
 use super::draw::{Draw, Stream};
-use crate::rule::Corruption;
+use super::fate::wrap;
+use super::plan::{Damage, RuleKey};
+use crate::request::Operation;
+use crate::rule::{Action, Corruption};
+
+impl Engine {
+    /// Rules that damage.
+    pub(super) fn corrupting(&self) -> impl Iterator<Item = &Armed> {
+        self.corrupting.iter().filter_map(|&at| self.rules.get(at))
+    }
+
+    /// Notes whether there is damage at all.
+    pub(super) fn look_for_damage(&mut self) {
+        let damage = self.corrupting().any(Armed::has_hurt);
+        self.damage = damage;
+    }
+
+    /// Whether a request may have to do with damage that was done: read it, or take it away.
+    pub(super) fn concerns_damage(&self, operation: Operation, range: ByteRange) -> bool {
+        let meets =
+            matches!(operation, Operation::Read | Operation::Write | Operation::WriteZeroes | Operation::Discard);
+        meets && self.corrupting().any(|armed| armed.hurts(range))
+    }
+
+    /// The damage to be laid over what a read of `range` returned on which rules of `fired` fired, in the order of the
+    /// rules, sector by sector.
+    pub(super) fn damaged(&self, range: ByteRange, fired: &[RuleKey], now: Duration) -> Vec<Damage> {
+        let mut all = Vec::new();
+        for armed in self.corrupting() {
+            let Action::Corrupt { how, .. } = armed.rule.action else { continue };
+            let fires = fired.contains(&armed.key);
+            for stretch in armed.stretches(range, fires, now) {
+                let stretch = ByteRange { start: stretch.start, end: stretch.end };
+                all.extend(armed.hits(stretch).map(|range| Damage { key: armed.key, how, range }));
+            }
+        }
+        all
+    }
+
+    /// The first stretch of `range` where a read may return damaged data, so that it can not be said to read as zeroes.
+    pub fn may_damage(&self, range: ByteRange, now: Duration) -> Option<ByteRange> {
+        self.corrupting().filter_map(|armed| armed.first_doubt(range, now)).min_by_key(|stretch| stretch.start)
+    }
+
+    /// Lays one damage over `data`, the bytes of its range. [`Corruption::Stale`] and [`Corruption::Foreign`] are the
+    /// caller's, who has the data.
+    pub fn spoil(&self, damage: &Damage, data: &mut [u8]) {
+        let Some(armed) = self.corrupting().find(|armed| armed.key == damage.key) else { return };
+        let lba = u64::from(self.lba_size.max(1));
+        let skip = u32::try_from(damage.range.start % lba).unwrap_or(0);
+        spoil(damage.how, armed.draw, damage.range.start / lba, self.lba_size, skip, data);
+    }
+
+    /// Where the bytes of a damage with [`Corruption::Foreign`] come from, on a device of `size` bytes.
+    pub fn foreign(&self, damage: &Damage, size: u64) -> u64 {
+        let lba = u64::from(self.lba_size.max(1));
+        let sectors = (size / lba).max(1);
+        let sector = damage.range.start / lba;
+        let armed = self.corrupting().find(|armed| armed.key == damage.key);
+        let other = match (damage.how, armed) {
+            (Corruption::Foreign { distance: Some(distance) }, _) => wrap(sector, distance, sectors),
+            (_, Some(armed)) => {
+                // Any but its own.
+                let step = armed.draw.below(Stream::Damage, sector, sectors.saturating_sub(1)).saturating_add(1);
+                sector.wrapping_add(step) % sectors
+            }
+            (_, None) => sector,
+        };
+        other.saturating_mul(lba).saturating_add(damage.range.start % lba)
+    }
+
+    /// Rules that want to know what `range` held before it is written: those that serve stale versions.
+    pub fn keeps_versions(&self, range: ByteRange, now: Duration) -> Vec<(RuleKey, ByteRange)> {
+        let parts =
+            |armed: &Armed| armed.parts(range, now).into_iter().map(|part| (armed.key, part)).collect::<Vec<_>>();
+        self.corrupting().filter(|armed| armed.keeps_versions()).flat_map(parts).collect()
+    }
+}
 
 /// Changes one sector. `data` begins at byte `skip` of the sector, which has `lba_size` bytes.
 ///

@@ -2,32 +2,35 @@
 
 use std::rc::Rc;
 
-use blkproof_block::{ByteRange, Errno, IoError, RuleId};
+use blkproof_block::{IoError, RuleId};
 
 use super::armed::Armed;
 use super::draw::Stream;
 use super::plan::{Fate, Pause, Plan, Share};
-use crate::request::Request;
-use crate::rule::{Action, Done, Place, Rule, Tear, Unit};
+use crate::request::{Operation, Request};
+use crate::rule::{Action, Done, Place, Tear, Unit};
 
-pub(super) fn tag_of(tag: Option<&Rc<str>>, rule: &Rule) -> Rc<str> {
-    tag.map_or_else(|| Rc::from(&*rule.id.0), Rc::clone)
+pub(super) fn hold(armed: &Armed, tag: Option<&Rc<str>>) -> Pause {
+    let tag = tag.map_or_else(|| Rc::from(&*armed.rule.id.0), Rc::clone);
+    Pause::Hold { key: armed.key, tag }
 }
 
 /// Adds to `plan` what the action of a rule that fired means for `request`; the error it injects, if it does.
+///
+/// `first` is the first byte of the request that is the rule's, if that has a place.
 pub(super) fn fate(
     armed: &Armed,
     request: &Request,
     size: u64,
-    first_bad: Option<u64>,
-    parts: &[ByteRange],
+    first: Option<u64>,
     plan: &mut Plan,
 ) -> Option<IoError> {
     let rule = &armed.rule;
     let range = request.range;
+    let before = Share::Bytes(first.map_or(0, |first| first.saturating_sub(range.start)));
     let share = |done: Done| match done {
         Done::None => Share::Bytes(0),
-        Done::Prefix => Share::Bytes(first_bad.map_or(0, |bad| bad.saturating_sub(range.start))),
+        Done::Prefix => before,
         Done::All => Share::All,
     };
     let transferred = |error: IoError, done: Share| match done {
@@ -36,33 +39,35 @@ pub(super) fn fate(
     };
     match &rule.action {
         Action::None | Action::Pass | Action::Corrupt { .. } => None,
-        Action::Recovered(failure) => Some(failure.error(&rule.id, first_bad)),
+        Action::Recovered(failure) => Some(failure.error(&rule.id, first)),
         Action::Delay(delay) => {
-            plan.pauses.push(Pause::Delay(armed.draw.delay(*delay, request.id)));
+            plan.pauses.push(Pause::Delay(armed.draw.delay(*delay, armed.seen)));
             None
         }
         Action::Hold { tag } => {
-            plan.pauses.push(Pause::Hold(tag_of(tag.as_ref(), rule)));
+            plan.pauses.push(hold(armed, tag.as_ref()));
             None
         }
         Action::Fail { error, done, wait } => {
             if let Some(wait) = wait {
-                plan.pauses.push(Pause::Delay(armed.draw.delay(*wait, request.id)));
+                plan.pauses.push(Pause::Delay(armed.draw.delay(*wait, armed.seen)));
             }
-            let done = share(*done);
-            let error = transferred(error.error(&rule.id, first_bad), done);
+            // An error with a place says that what lies before it is valid. A read has to make that true, also one that
+            // does nothing: it changes nothing.
+            let done = if request.operation == Operation::Read && *done == Done::None { before } else { share(*done) };
+            let error = transferred(error.error(&rule.id, first), done);
             plan.fate = Fate::Fail { done, error: error.clone() };
             Some(error)
         }
         Action::Short { tear, error } => {
-            let prefix = cut(armed, *tear, request, parts);
+            let prefix = cut(armed, *tear, request, first);
             let done = Share::Bytes(prefix);
             let error = transferred(error.error(&rule.id, Some(range.start.saturating_add(prefix))), done);
             plan.fate = Fate::Fail { done, error: error.clone() };
             Some(error)
         }
         Action::Torn { tear } => {
-            plan.fate = Fate::Torn { done: Share::Bytes(cut(armed, *tear, request, parts)) };
+            plan.fate = Fate::Torn { done: Share::Bytes(cut(armed, *tear, request, first)) };
             None
         }
         Action::Phantom => {
@@ -79,7 +84,7 @@ pub(super) fn fate(
             None
         }
         Action::Hang => {
-            plan.fate = Fate::Hang;
+            plan.fate = Fate::Hang { rule: rule.id.clone() };
             None
         }
         Action::Disconnect { done } => {
@@ -103,11 +108,11 @@ pub(super) fn fate(
 
 /// The device is gone for this client.
 fn gone(rule: &RuleId) -> IoError {
-    IoError { injected_by: Some(rule.clone()), ..IoError::new(Errno::NOTCONN) }
+    IoError { injected_by: Some(rule.clone()), ..IoError::gone() }
 }
 
 /// Bytes of the first part of a request that is cut in two. Never all of it, unless it has no units to cut between.
-fn cut(armed: &Armed, tear: Tear, request: &Request, parts: &[ByteRange]) -> u64 {
+fn cut(armed: &Armed, tear: Tear, request: &Request, first: Option<u64>) -> u64 {
     let len = request.range.len();
     let bytes = |unit: Unit| match unit {
         Unit::Sector => armed.lba_size(),
@@ -117,9 +122,9 @@ fn cut(armed: &Armed, tear: Tear, request: &Request, parts: &[ByteRange]) -> u64
         Tear::After(count, unit) => count.saturating_mul(bytes(unit)),
         Tear::Random(unit) => {
             let unit = bytes(unit);
-            armed.draw.below(Stream::Tear, request.id, len.div_ceil(unit)).saturating_mul(unit)
+            armed.draw.below(Stream::Tear, armed.seen, len.div_ceil(unit)).saturating_mul(unit)
         }
-        Tear::AtRange => parts.first().map_or(0, |part| part.start.saturating_sub(request.range.start)),
+        Tear::AtRange => first.map_or(0, |first| first.saturating_sub(request.range.start)),
     };
     prefix.min(len)
 }

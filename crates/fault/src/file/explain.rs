@@ -368,7 +368,7 @@ fn lives(life: &Life) -> String {
     let mut text = String::new();
     if let Some(rot) = life.rot {
         text.push_str(&format!(
-            "All sectors are good at first; they fall one by one, half of them within {}. ",
+            "All sectors are good at first; they fall one by one and spread to those beside them, half of all within {}. ",
             duration_text(rot.half)
         ));
     }

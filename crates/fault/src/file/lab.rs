@@ -106,7 +106,7 @@ pub struct ExportEntry {
     pub disk: Option<DiskOptions>,
     /// The disk's options name a seed.
     pub disk_seeded: bool,
-    /// Where its writes are logged.
+    /// Where its writes are logged. No two logs and traces of a lab have one file.
     pub log: Option<String>,
     /// Where its requests are written down.
     pub trace: Option<String>,

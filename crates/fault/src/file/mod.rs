@@ -42,14 +42,13 @@ pub use self::explain::{explain, explain_set};
 pub use self::mistake::{Mistake, Mistakes, Place, in_file};
 pub use self::words::{duration_text, share_text};
 pub use self::write::{Notes, json, toml, toml_with};
+pub use crate::rule::RULES_MAX;
 
 /// The published schema of rule files and of the rules that control takes.
 pub const SCHEMA: &str = include_str!("../../schema/rules-1.json");
 
 /// Bytes of the longest file that is read.
 pub const FILE_MAX: usize = 4 << 20;
-/// Rules of a file.
-pub const RULES_MAX: usize = 10_000;
 /// Ranges of a rule.
 pub const RANGES_MAX: usize = 100_000;
 /// Letters of an id, a state, a tag or a node name.

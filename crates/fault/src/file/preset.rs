@@ -46,8 +46,8 @@ pub const ALL: &[Preset] = &[
     },
     Preset {
         word: "bit-rot",
-        story: "decay: one sector after the other reads with a flipped bit and no error, half of them after 30 days; \
-                rewriting refreshes a sector",
+        story: "decay: one sector after the other reads with a flipped bit and no error, which spreads to those beside it; \
+                half of them after 30 days; rewriting refreshes a sector",
     },
     Preset {
         word: "growing-defects",

@@ -65,6 +65,7 @@ pub fn rule(rule: &Rule, lba_size: u32) -> Vec<Remark> {
     if rule.on.ranges.is_empty() && tear(&rule.action) == Some(Tear::AtRange) {
         remarks.refuse("do", "cut = \"range\" cuts where the range begins, and there is none: give on.lba or on.bytes");
     }
+    corrupted_writes(rule, &mut remarks);
     if rule.then.disarm && rule.on.times.is_some_and(|times| times > 1) {
         remarks.warn("on.times", "'then.disarm' ends the rule after the first time; 'times' is without effect");
     }
@@ -181,6 +182,27 @@ fn windows(on: &On, remarks: &mut Remarks) {
     }
     if on.nth.is_some() && on.every.is_none() && on.times.is_some_and(|times| times > 1) {
         remarks.warn("on.times", "'nth' without 'every' fires once at most; 'times' is without effect");
+    }
+}
+
+/// Damage done to what is written that is gone before anybody can read it.
+fn corrupted_writes(rule: &Rule, remarks: &mut Remarks) {
+    let writes = rule.on.operations.intersection(Operations::WRITE.union(Operations::WRITE_ZEROES));
+    if writes.is_empty() || !matches!(rule.action, Action::Corrupt { .. }) {
+        return;
+    }
+    let writes = list(writes);
+    if rule.then.cure {
+        remarks.refuse(
+            "then.cure",
+            format!("it would take the damage done to {writes} away again; give on.op = \"read\" for one bad read"),
+        );
+    }
+    if rule.life.as_ref().is_some_and(|life| life.until == Until::Rewrite) {
+        remarks.refuse(
+            "life",
+            format!("{writes} would cure the very sectors to be damaged by it; give on.op = \"read\", or another life"),
+        );
     }
 }
 

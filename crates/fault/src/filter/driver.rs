@@ -55,7 +55,7 @@ impl Fault {
     /// `before`: the disks the lab had before `child` was opened; those that came since are below.
     ///
     /// # Errors
-    /// If the name is taken, or two rules have one id.
+    /// If the name is taken, two rules have one id, or one cuts the power of a disk that is not below.
     pub fn attach(
         lab: &Rc<Lab>,
         child: Node,
@@ -67,7 +67,8 @@ impl Fault {
         let faults = Faults::new(Rc::clone(&name), rules, lab).map_err(|error| OpenError::Usage(error.to_string()))?;
         // A disk is made known after what is below it: the last is the nearest.
         let below = |switch: &Switch| before.iter().all(|other| other.name != switch.name);
-        faults.set_disks(lab.switches().into_iter().filter(below).rev().collect());
+        let disks = lab.switches().into_iter().filter(below).rev().collect();
+        faults.set_disks(disks).map_err(|error| OpenError::Usage(error.to_string()))?;
         let part = Part::Fault(Rc::clone(&faults));
         let registered = lab.register(&name, part).map_err(|error| OpenError::Usage(error.to_string()))?;
         Ok(Node::new(Self { _registered: Some(Rc::new(registered)), ..Self::new(child, faults) }))

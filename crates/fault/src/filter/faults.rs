@@ -1,23 +1,27 @@
 //! The handle on a `fault` node: its engine, and everything that waits there.
 
 use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use blkproof_block::{ByteRange, Event, IoError};
+use blkproof_block::{ByteRange, Event, IoError, RuleId};
 use tokio::sync::Notify;
 
-use super::parked::Parked;
 use super::versions::Versions;
 use crate::ask::Asks;
 use crate::clock::SharedClock;
-use crate::engine::{Engine, Fired, IdTaken, OnEvent, Pause, Plan, RuleStatus};
+use crate::engine::{AddError, Engine, Fired, OnEvent, Pause, Plan, RuleStatus};
 use crate::lab::Lab;
 use crate::notice::{Notices, What};
+use crate::parked::{Parked, Which};
 use crate::power::Switch;
 use crate::request::{Operation, Request};
-use crate::rule::{Rule, RuleSet};
+use crate::rule::{Action, Rule, RuleSet};
+
+/// Spent rules of [`add_passing`](Faults::add_passing) that are kept.
+pub const SPENT: usize = 16;
 
 /// What is shared between a `fault` node and those who control it.
 ///
@@ -26,13 +30,16 @@ use crate::rule::{Rule, RuleSet};
 pub struct Faults {
     name: Rc<str>,
     engine: RefCell<Engine>,
+    /// The number of the last id that was made up, by what stands before it.
+    generated: RefCell<BTreeMap<Box<str>, u64>>,
     clock: Clocked,
     notices: Notices,
     asks: Rc<Asks>,
     next_request: Cell<u64>,
     pub(super) parked: Parked,
     pub(super) versions: Versions,
-    disks: RefCell<Vec<Switch>>,
+    /// `None`: nobody has said which there are.
+    disks: RefCell<Option<Vec<Switch>>>,
     /// Whether requests are held back, all of them.
     stopped: Cell<bool>,
     /// Told when [`stopped`](Self::stopped) ends.
@@ -43,6 +50,22 @@ pub struct Faults {
     leaving: Cell<bool>,
     /// Told when [`leaving`](Self::leaving) begins.
     leave: Notify,
+}
+
+/// Why rules are not armed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ArmError {
+    /// Two of one id, or too many.
+    #[error(transparent)]
+    Add(#[from] AddError),
+    /// A rule is to cut the power of a disk that is not there.
+    #[error("rule '{rule}': {why}")]
+    NoDisk {
+        /// The rule.
+        rule: RuleId,
+        /// What is there instead.
+        why: String,
+    },
 }
 
 struct Clocked(SharedClock);
@@ -57,11 +80,12 @@ impl Faults {
     /// A node's state, with these rules armed.
     ///
     /// # Errors
-    /// If two rules have one id.
-    pub fn new(name: Rc<str>, rules: RuleSet, lab: &Lab) -> Result<Rc<Self>, IdTaken> {
+    /// If two rules have one id, or there are too many.
+    pub fn new(name: Rc<str>, rules: RuleSet, lab: &Lab) -> Result<Rc<Self>, AddError> {
         let clock = lab.clock();
         Ok(Rc::new(Self {
             name,
+            generated: RefCell::default(),
             engine: RefCell::new(Engine::new(rules, clock.now())?),
             clock: Clocked(clock),
             notices: lab.notices().clone(),
@@ -84,46 +108,123 @@ impl Faults {
     }
 
     /// The disks whose power its rules may cut, the nearest first.
-    pub fn set_disks(&self, disks: Vec<Switch>) {
-        *self.disks.borrow_mut() = disks;
+    ///
+    /// # Errors
+    /// If a rule that is there already cuts the power of another.
+    pub fn set_disks(&self, disks: Vec<Switch>) -> Result<(), ArmError> {
+        *self.disks.borrow_mut() = Some(disks);
+        self.list().iter().try_for_each(|status| self.find_disks(&status.rule))
+    }
+
+    /// Whether the disk is there whose power the rule cuts, if that can be known.
+    fn find_disks(&self, rule: &Rule) -> Result<(), ArmError> {
+        let (Action::PowerCut { disk, .. }, true) = (&rule.action, self.disks.borrow().is_some()) else {
+            return Ok(());
+        };
+        self.disk(disk.as_deref()).map(drop).map_err(|why| ArmError::NoDisk { rule: rule.id.clone(), why })
     }
 
     /// Adds rules, armed: all of them or none.
     ///
     /// # Errors
-    /// If an id is taken.
-    pub fn add(&self, rules: Vec<Rule>) -> Result<(), IdTaken> {
-        self.engine.borrow_mut().add(rules, self.now())
+    /// If an id is taken, there are too many, or a disk is not there.
+    pub fn add(&self, rules: Vec<Rule>) -> Result<(), ArmError> {
+        rules.iter().try_for_each(|rule| self.find_disks(rule))?;
+        Ok(self.engine.borrow_mut().add(rules, self.now())?)
+    }
+
+    /// Adds rules as [`add`](Self::add) does. Those at the places `unnamed` get ids that are free: `PREFIX-1`, `PREFIX-2`, ….
+    /// Returns the ids of all, in order.
+    ///
+    /// # Errors
+    /// As for [`add`](Self::add).
+    pub fn add_naming(
+        &self,
+        mut rules: Vec<Rule>,
+        unnamed: &BTreeSet<usize>,
+        prefix: &str,
+    ) -> Result<Vec<RuleId>, ArmError> {
+        let named = rules.iter().enumerate().filter(|(at, _)| !unnamed.contains(at));
+        let named: BTreeSet<Box<str>> = named.map(|(_, rule)| rule.id.0.clone()).collect();
+        let mut last = self.generated.borrow().get(prefix).copied().unwrap_or(0);
+        for (_, rule) in rules.iter_mut().enumerate().filter(|(at, _)| unnamed.contains(at)) {
+            rule.id = loop {
+                last = last.saturating_add(1);
+                let id = format!("{prefix}-{last}");
+                if self.engine.borrow().key(&id).is_none() && !named.contains(&*id) {
+                    break RuleId(id.into());
+                }
+            };
+        }
+        let ids = rules.iter().map(|rule| rule.id.clone()).collect();
+        self.add(rules)?;
+        self.generated.borrow_mut().insert(prefix.into(), last);
+        Ok(ids)
+    }
+
+    /// Adds a rule, with an id as [`add_naming`](Self::add_naming) makes them up, that is forgotten some time after it has
+    /// fired as often as it may: of such rules the last [`SPENT`] are still there to be asked about.
+    ///
+    /// # Errors
+    /// As for [`add`](Self::add).
+    pub fn add_passing(&self, rule: Rule, prefix: &str) -> Result<Vec<RuleId>, ArmError> {
+        for key in self.engine.borrow_mut().forget_spent(SPENT) {
+            self.versions.forget(Some(key));
+        }
+        let ids = self.add_naming(vec![rule], &BTreeSet::from([0]), prefix)?;
+        let mut engine = self.engine.borrow_mut();
+        for key in ids.iter().filter_map(|id| engine.key(&id.0)).collect::<Vec<_>>() {
+            engine.set_passing(key);
+        }
+        Ok(ids)
+    }
+
+    /// Removes every rule and its damage, and lets go whatever they hold.
+    pub fn clear(&self) {
+        self.engine.borrow_mut().clear();
+        self.versions.forget(None);
+        self.parked.release(Which::Any, usize::MAX);
+        self.has_fired.notify_waiters();
     }
 
     /// Removes a rule and its damage, and lets go whatever it holds; `false` if there is none of that id.
     pub fn remove(&self, id: &str) -> bool {
-        self.parked.release(id, usize::MAX);
         let removed = self.engine.borrow_mut().remove(id);
+        if let Some(key) = removed {
+            self.versions.forget(Some(key));
+            self.parked.release(Which::Rule(key), usize::MAX);
+        }
         // Whoever waits for it to fire waits in vain.
         self.has_fired.notify_waiters();
-        removed
+        removed.is_some()
     }
 
     /// Replaces every rule, as when a rule file is read again. Counters and damage begin anew, and whatever is held goes on.
     ///
     /// # Errors
-    /// If two rules have one id; nothing has changed then.
-    pub fn replace(&self, rules: RuleSet) -> Result<(), IdTaken> {
-        let engine = Engine::new(rules, self.now())?;
-        self.versions.clear();
+    /// If two rules have one id, or a disk is not there; nothing has changed then.
+    pub fn replace(&self, rules: RuleSet) -> Result<(), ArmError> {
+        rules.rules.iter().try_for_each(|rule| self.find_disks(rule))?;
+        let engine = self.engine.borrow().successor(rules, self.now())?;
         *self.engine.borrow_mut() = engine;
-        self.release_all();
+        self.versions.forget(None);
+        self.parked.release(Which::Any, usize::MAX);
         self.has_fired.notify_waiters();
         Ok(())
     }
 
     /// Makes one rule, or all and the state, as they were at first; `false` if there is no such rule.
     pub fn reset(&self, id: Option<&str>) -> bool {
-        if id.is_none() {
-            self.versions.clear();
+        let mut engine = self.engine.borrow_mut();
+        match id {
+            None => self.versions.forget(None),
+            Some(id) => {
+                if let Some(key) = engine.key(id) {
+                    self.versions.forget(Some(key));
+                }
+            }
         }
-        self.engine.borrow_mut().reset(id, self.now())
+        engine.reset(id, self.now())
     }
 
     /// Makes a rule able to fire, or not; `false` if there is no such rule.
@@ -134,6 +235,16 @@ impl Faults {
     /// Every rule with what it has done, in order.
     pub fn list(&self) -> Vec<RuleStatus> {
         self.engine.borrow().list(self.now())
+    }
+
+    /// How many rules there are.
+    pub fn count(&self) -> usize {
+        self.engine.borrow().count()
+    }
+
+    /// How often the rule has fired; `None` if there is no such rule.
+    pub fn fired(&self, id: &str) -> Option<u64> {
+        self.engine.borrow().fired(id)
     }
 
     /// The engine's state.
@@ -173,7 +284,7 @@ impl Faults {
 
     /// Lets the oldest `count` requests parked under `tag` go on; how many did.
     pub fn release(&self, tag: &str, count: usize) -> usize {
-        self.parked.release(tag, count)
+        self.parked.release(Which::Tag(tag), count)
     }
 
     /// Tags under which requests are parked, with how many.
@@ -281,13 +392,7 @@ impl Faults {
         self.leaving.set(true);
         self.leave.notify_waiters();
         self.cont();
-        self.release_all();
-    }
-
-    fn release_all(&self) {
-        for (tag, _) in self.parked.list() {
-            self.parked.release(&tag, usize::MAX);
-        }
+        self.parked.release(Which::Any, usize::MAX);
     }
 
     /// Completes when nothing is to wait any more.
@@ -299,10 +404,11 @@ impl Faults {
         }
     }
 
-    /// Waits for ever, as a request does that is never answered.
-    pub(super) async fn hang(&self) -> IoError {
+    /// Waits for ever, as a request does that a rule never has answered.
+    pub(super) async fn hang(&self, rule: RuleId) -> IoError {
         self.left().await;
-        IoError::new(blkproof_block::Errno::IO).detail("this request hung until the server stopped")
+        let error = IoError::new(blkproof_block::Errno::IO).detail("this request hung until the server stopped");
+        IoError { injected_by: Some(rule), ..error }
     }
 
     pub(super) async fn sleep(&self, time: Duration) {
@@ -313,12 +419,12 @@ impl Faults {
     pub(super) async fn pause(&self, pause: Pause) {
         match pause {
             Pause::Delay(time) => self.sleep(time).await,
-            Pause::Hold(_) if self.leaving.get() => {}
-            Pause::Hold(tag) => {
-                let released = self.parked.park(&tag);
+            // Nobody would let it go: the node goes, or the rule has gone while the request waited for something else.
+            Pause::Hold { key, .. } if self.leaving.get() || !self.engine.borrow().has(key) => {}
+            Pause::Hold { key, tag } => {
+                let stay = self.parked.park(Some(key), Rc::clone(&tag));
                 self.say(What::Suspended { tag: Rc::clone(&tag) });
-                // The sender goes only when the node does.
-                let _ = released.await;
+                stay.over().await;
                 self.say(What::Resumed { tag });
             }
         }
@@ -337,22 +443,18 @@ impl Faults {
 
     /// Cuts the power of the disk of that name, or of the nearest.
     pub(super) async fn cut(&self, disk: Option<&str>, state: Option<&str>) -> Result<(), IoError> {
-        let switch = {
-            let disks = self.disks.borrow();
-            let found = match disk {
-                Some(name) => disks.iter().find(|switch| &*switch.name == name),
-                None => disks.first(),
-            };
-            found.cloned()
-        };
-        match (switch, disk) {
-            (Some(switch), _) => switch.power.cut(state).await,
-            (None, Some(name)) => Err(no_disk(&format!("no disk below is named '{name}'"))),
-            (None, None) => Err(no_disk("there is no disk below whose power could be cut")),
-        }
+        let switch = self.disk(disk).map_err(|words| IoError::new(blkproof_block::Errno::IO).detail(words))?;
+        switch.power.cut(state).await
     }
-}
 
-fn no_disk(words: &str) -> IoError {
-    IoError::new(blkproof_block::Errno::IO).detail(words)
+    /// The disk of that name, or the nearest; in words why there is none.
+    fn disk(&self, name: Option<&str>) -> Result<Switch, String> {
+        let disks = self.disks.borrow();
+        let mut disks = disks.iter().flatten();
+        let found = disks.find(|switch| name.is_none_or(|name| *switch.name == *name));
+        found.cloned().ok_or_else(|| match name {
+            Some(name) => format!("no disk below is named '{name}'"),
+            None => "there is no disk below whose power could be cut".to_owned(),
+        })
+    }
 }

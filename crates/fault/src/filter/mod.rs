@@ -19,7 +19,6 @@
 
 mod driver;
 mod faults;
-mod parked;
 mod versions;
 mod work;
 
@@ -31,11 +30,12 @@ use blkproof_block::{
 };
 
 pub use self::driver::{FaultDriver, RuleReader};
-pub use self::faults::Faults;
+pub use self::faults::{ArmError, Faults, SPENT};
+use self::versions::Staged;
 pub use self::versions::VERSIONS_MAX;
 use self::work::Work;
 use crate::ask::Answer;
-use crate::engine::{Fate, Plan, Share};
+use crate::engine::{Completed, Damage, Fate, Plan, Share};
 use crate::lab::Registered;
 use crate::notice::What;
 use crate::request::{Operation, Request};
@@ -78,16 +78,24 @@ impl Fault {
                 Ok(())
             }
             Fate::Misdirect { to } => self.perform(&request, &plan, &mut work, ByteRange::at(to, range.len())).await,
-            Fate::Hang => Err(self.faults.hang().await),
+            Fate::Hang { rule } => Err(self.faults.hang(rule).await),
             Fate::Ask { rule, timeout, default, data } => {
                 let asked = Asked { rule: &rule, timeout, default, data };
                 self.ask(&request, &plan, &mut work, asked).await
             }
             Fate::PowerCut { done, disk, state, error } => {
                 self.part(&request, &plan, &mut work, done).await?;
-                self.faults.cut(disk.as_deref(), state.as_deref()).await?;
-                Err(error)
+                self.cut(disk.as_deref(), state.as_deref(), error).await
             }
+        }
+    }
+
+    /// Cuts the power, and fails with `error`; also the failure to cut it is the rule's.
+    async fn cut(&self, disk: Option<&str>, state: Option<&str>, error: IoError) -> Result<()> {
+        let IoError { injected_by, .. } = error.clone();
+        match self.faults.cut(disk, state).await {
+            Ok(()) => Err(error),
+            Err(failed) => Err(IoError { injected_by: failed.injected_by.clone().or(injected_by), ..failed }),
         }
     }
 
@@ -104,51 +112,46 @@ impl Fault {
     /// Does a request on `place` (its own range, a part of it, or another place), and what follows from that.
     async fn perform(&self, request: &Request, plan: &Plan, work: &mut Work<'_>, place: ByteRange) -> Result<()> {
         let faults = &self.faults;
-        if request.operation.changes() {
-            self.keep_versions(place).await?;
-        }
+        let old = if request.operation.changes() { Some(self.read_versions(place).await) } else { None };
         let timed = faults.engine().borrow().times_requests();
         let before = timed.then(|| faults.now());
         let done = work.perform(&self.child, place.start, place.len()).await;
         let took = before.map(|before| faults.now().saturating_sub(before));
         let succeeded = done.is_ok().then_some(place);
         let size = self.child.info().size;
-        let mut late = {
+        let Completed { mut late, damage } = {
             let mut engine = faults.engine().borrow_mut();
             engine.complete(request, &plan.damages, succeeded, took, size, faults.now())
         };
         done?;
+        if let Some(old) = old {
+            old.commit(|key| faults.engine().borrow().has(key));
+        }
         faults.tell(&late.fired, Some(request), None);
         for pause in std::mem::take(&mut late.pauses) {
             faults.pause(pause).await;
         }
         if let Work::Read(buf) = work {
             let len = usize::try_from(place.len()).unwrap_or(usize::MAX).min(buf.len());
-            self.lay_damage(place, buf.get_mut(..len).unwrap_or_default()).await?;
+            self.lay_damage(damage, place, buf.get_mut(..len).unwrap_or_default()).await?;
         }
         match late.fate {
             Fate::Fail { error, .. } => Err(error),
-            Fate::Hang => Err(self.faults.hang().await),
+            Fate::Hang { rule } => Err(self.faults.hang(rule).await),
+            Fate::PowerCut { disk, state, error, .. } => self.cut(disk.as_deref(), state.as_deref(), error).await,
             // The request is done: nothing else can be decided about it.
             _ => Ok(()),
         }
     }
 
-    /// Remembers what sectors hold before they are changed, for rules that serve it later.
-    async fn keep_versions(&self, range: ByteRange) -> Result<()> {
+    /// Reads what sectors hold before they are changed, for rules that serve it later.
+    async fn read_versions(&self, range: ByteRange) -> Staged<'_> {
         let wanted = self.faults.engine().borrow().keeps_versions(range, self.faults.now());
-        let lba_size = self.faults.lba_size() as usize;
-        for (key, part) in wanted {
-            let mut old = vec![0; usize::try_from(part.len()).unwrap_or(0)];
-            self.child.read(part.start, &mut old).await?;
-            self.faults.versions.keep(key, part.start, &old, lba_size);
-        }
-        Ok(())
+        self.faults.versions.stage(&self.child, wanted, u64::from(self.limits().alignment)).await
     }
 
     /// Lays damage over what was read from `range`.
-    async fn lay_damage(&self, range: ByteRange, buf: &mut [u8]) -> Result<()> {
-        let damages = self.faults.engine().borrow().damaged(range);
+    async fn lay_damage(&self, damages: Vec<Damage>, range: ByteRange, buf: &mut [u8]) -> Result<()> {
         for damage in damages {
             let from = usize::try_from(damage.range.start.saturating_sub(range.start)).unwrap_or(usize::MAX);
             let len = usize::try_from(damage.range.len()).unwrap_or(0);
@@ -167,6 +170,18 @@ impl Fault {
             }
         }
         Ok(())
+    }
+
+    /// What may be read damaged does not read as zeroes: the extent ends there, or is data.
+    fn doubted(&self, at: u64, status: BlockStatus) -> BlockStatus {
+        if !status.zero {
+            return status;
+        }
+        match self.faults.engine().borrow().may_damage(ByteRange::at(at, status.len), self.faults.now()) {
+            None => status,
+            Some(doubt) if doubt.start > at => BlockStatus { len: doubt.start.saturating_sub(at), ..status },
+            Some(doubt) => BlockStatus::data(doubt.len(), None),
+        }
     }
 
     /// Parks a request until somebody has decided.
@@ -227,12 +242,15 @@ impl Fault {
             faults.say(What::AskOver { ask: None, rule: asked.rule.clone(), why: "nobody-listens" });
             return Ok(None);
         };
-        let shown = match work {
+        let shown: Option<Rc<[u8]>> = match work {
             _ if !asked.data => None,
             Work::Read(buf) => Some(Rc::from(&**buf)),
             Work::Write(data, _) => Some(Rc::from(*data)),
             _ => None,
         };
+        if let Some(shown) = shown {
+            question.show(shown);
+        }
         faults.say(What::Ask {
             ask: question.number,
             to: question.to,
@@ -240,7 +258,6 @@ impl Fault {
             operation: request.operation,
             range,
             fua: request.fua,
-            data: shown,
             timeout: asked.timeout,
         });
         let mut over = Over { faults, ask: question.number, rule: asked.rule, why: Some("cancelled") };
@@ -350,10 +367,11 @@ impl BlockDevice for Fault {
     async fn block_status(&self, at: u64, len: u64) -> Result<BlockStatus> {
         let range = ByteRange::at(at, len);
         if !self.faults.concerns(Operation::BlockStatus, range) {
-            return self.child.block_status(at, len).await;
+            return self.child.block_status(at, len).await.map(|status| self.doubted(at, status));
         }
         let mut status = None;
         self.run(Operation::BlockStatus, range, false, Work::BlockStatus(&mut status)).await?;
+        let status = status.map(|status| self.doubted(at, status));
         status.ok_or_else(|| IoError::new(blkproof_block::Errno::IO).detail("a rule left no block status"))
     }
 

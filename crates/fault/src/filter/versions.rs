@@ -1,36 +1,74 @@
 //! What sectors held before they were written, for rules that serve stale data.
+//!
+//! Versions are read before a write and kept once it has succeeded: a write that fails replaces none. They belong to a rule
+//! and go when it is removed, replaced or reset.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
-use blkproof_block::ByteRange;
+use blkproof_block::{BlockDevice as _, ByteRange, Node};
 
 use crate::engine::RuleKey;
 
 /// Most bytes kept, over all rules. Beyond it no more sectors are remembered, and the rule serves what is there.
 pub const VERSIONS_MAX: usize = 64 << 20;
 
-type Sectors = BTreeMap<(RuleKey, u64), Box<[u8]>>;
+/// Most bytes read at once.
+const PIECE: u64 = 1 << 20;
+
+/// Whose, and where.
+type Place = (RuleKey, u64);
+type Sectors = BTreeMap<Place, Box<[u8]>>;
 
 /// Old sectors by rule and offset.
 #[derive(Debug, Default)]
 pub(super) struct Versions {
     sectors: RefCell<Sectors>,
+    /// Bytes of these.
     bytes: Cell<usize>,
+    /// Bytes read for requests that have not succeeded yet.
+    staged: Cell<usize>,
+}
+
+/// What was read before a write, to be kept when that has succeeded.
+pub(super) struct Staged<'a> {
+    versions: &'a Versions,
+    /// What is about to be written, whole sectors.
+    places: Vec<(RuleKey, ByteRange)>,
+    sectors: Vec<(Place, Box<[u8]>)>,
+    bytes: usize,
 }
 
 impl Versions {
-    /// Keeps `data` as what stood at `at` before, sector by sector, in place of older versions.
-    pub(super) fn keep(&self, key: RuleKey, at: u64, data: &[u8], lba_size: usize) {
-        let mut sectors = self.sectors.borrow_mut();
-        for (at, sector) in (at..).step_by(lba_size.max(1)).zip(data.chunks(lba_size.max(1))) {
-            if let Some(old) = sectors.get_mut(&(key, at)) {
-                *old = sector.into();
-            } else if self.bytes.get().saturating_add(sector.len()) <= VERSIONS_MAX {
-                self.bytes.set(self.bytes.get().saturating_add(sector.len()));
-                sectors.insert((key, at), sector.into());
+    /// Reads what stands in `places`, as far as there is room for it. A sector that can not be read has no version.
+    pub(super) async fn stage(&self, device: &Node, places: Vec<(RuleKey, ByteRange)>, sector: u64) -> Staged<'_> {
+        let sector = sector.max(1);
+        let size = device.info().size;
+        let places: Vec<_> = places.into_iter().map(|(key, place)| (key, place.aligned_out(sector))).collect();
+        let replaced: usize = places.iter().map(|&(key, place)| self.bytes_of(key, place)).sum();
+        let mut staged = Staged { versions: self, places, sectors: Vec::new(), bytes: 0 };
+        // Counts what is tried, so that a medium that reads nowhere ends it too.
+        let mut room = u64::try_from(self.room().saturating_add(replaced)).unwrap_or(0).min(VERSIONS_MAX as u64);
+        for at in 0..staged.places.len() {
+            let Some(&(key, place)) = staged.places.get(at) else { break };
+            let mut start = place.start;
+            let end = place.end.min(size / sector * sector);
+            while start < end && room >= sector {
+                let len = (end - start).min(PIECE.next_multiple_of(sector)).min(room / sector * sector);
+                room -= len;
+                staged.read(device, key, ByteRange::at(start, len), sector).await;
+                start += len;
             }
         }
+        staged
+    }
+
+    fn room(&self) -> usize {
+        VERSIONS_MAX.saturating_sub(self.bytes.get()).saturating_sub(self.staged.get())
+    }
+
+    fn bytes_of(&self, key: RuleKey, place: ByteRange) -> usize {
+        self.sectors.borrow().range((key, place.start)..(key, place.end)).map(|(_, sector)| sector.len()).sum()
     }
 
     /// Puts the old version of `range`, which lies in one sector beginning at `start`, into `data`; nothing if none is known.
@@ -43,9 +81,64 @@ impl Versions {
         }
     }
 
-    /// Forgets everything: rules are gone, or begin anew.
-    pub(super) fn clear(&self) {
-        self.sectors.borrow_mut().clear();
-        self.bytes.set(0);
+    /// Forgets what is kept for a rule, or for all of them: they are gone, or begin anew.
+    pub(super) fn forget(&self, key: Option<RuleKey>) {
+        let mut sectors = self.sectors.borrow_mut();
+        sectors.retain(|(owner, _), _| key.is_some_and(|key| *owner != key));
+        self.bytes.set(sectors.values().map(|sector| sector.len()).sum());
+    }
+
+    fn remove(&self, key: RuleKey, place: ByteRange) {
+        let mut sectors = self.sectors.borrow_mut();
+        let old: Vec<_> = sectors.range((key, place.start)..(key, place.end)).map(|(place, _)| *place).collect();
+        for place in old {
+            let bytes = sectors.remove(&place).map_or(0, |sector| sector.len());
+            self.bytes.set(self.bytes.get().saturating_sub(bytes));
+        }
+    }
+}
+
+impl Staged<'_> {
+    /// Reads `place`; where that fails, its halves, down to the sectors that do.
+    async fn read(&mut self, device: &Node, key: RuleKey, place: ByteRange, sector: u64) {
+        let mut wanted = vec![place];
+        while let Some(place) = wanted.pop() {
+            let mut data = vec![0; usize::try_from(place.len()).unwrap_or(0)];
+            if device.read(place.start, &mut data).await.is_ok() {
+                self.bytes = self.bytes.saturating_add(data.len());
+                self.versions.staged.set(self.versions.staged.get().saturating_add(data.len()));
+                let sectors = data.chunks(usize::try_from(sector).unwrap_or(usize::MAX));
+                let places = (place.start..).step_by(usize::try_from(sector).unwrap_or(usize::MAX));
+                self.sectors.extend(places.zip(sectors).map(|(at, sector)| ((key, at), sector.into())));
+            } else if place.len() > sector {
+                let half = (place.len() / 2).next_multiple_of(sector);
+                let middle = place.start + half;
+                wanted.push(ByteRange { start: middle, end: place.end });
+                wanted.push(ByteRange { start: place.start, end: middle });
+            }
+        }
+    }
+
+    /// The write has succeeded: what it has replaced is kept, of rules that are still there.
+    pub(super) fn commit(mut self, is_there: impl Fn(RuleKey) -> bool) {
+        for &(key, place) in &self.places {
+            // Also where nothing was read: what is known there is no longer what was there last.
+            self.versions.remove(key, place);
+        }
+        for (place, sector) in self.sectors.drain(..).filter(|((key, _), _)| is_there(*key)) {
+            // Another write that began in the same state of things may have used the room.
+            let bytes = self.versions.bytes.get().saturating_add(sector.len());
+            if bytes <= VERSIONS_MAX
+                && let None = self.versions.sectors.borrow_mut().insert(place, sector)
+            {
+                self.versions.bytes.set(bytes);
+            }
+        }
+    }
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        self.versions.staged.set(self.versions.staged.get().saturating_sub(self.bytes));
     }
 }

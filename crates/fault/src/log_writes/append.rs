@@ -22,7 +22,8 @@ use super::format::{Details, Flags, Header, SectorSize, Superblock};
 /// Entries between two superblocks, unless the user says something else.
 pub const INTERVAL_DEFAULT: u64 = 4096;
 
-/// Bytes that may wait for a log that can not be written; beyond that, changes are refused.
+/// Bytes that may wait for a log that can not be written; beyond that, changes are refused. Changes in flight are as
+/// many bytes at most, and are added to it once they are done: twice this is never exceeded.
 pub const BACKLOG_MAX: u64 = 64 << 20;
 
 /// Bytes of entries that go to the log in one write.

@@ -13,6 +13,7 @@
 //!   not. No state is made up, some are missed, as are those with requests that were under way.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use blkproof_block::{BlockDevice, ByteRange, Capabilities, IoError, Preallocation, WriteFlags, ZeroFlags};
@@ -21,7 +22,7 @@ use super::format::Flags;
 use super::read::{Entry, Extent, Log, LogError, Writer};
 use super::replay::{Discards, ReplayError, apply};
 use crate::disk::config::Profile;
-use crate::disk::model::{Covered, Model, Request};
+use crate::disk::model::{ChangeId, Covered, Model, Request};
 use crate::disk::name::{StateName, UnknownState};
 use crate::disk::piece::{Content, Piece};
 use crate::disk::state::{Estimate, State};
@@ -100,6 +101,8 @@ impl From<LogError> for CutError {
 #[derive(Debug)]
 pub struct Cut {
     model: Model,
+    /// Changes that the log says are a file system's metadata: the kernel does.
+    metadata: BTreeSet<ChangeId>,
     /// Behind how many entries.
     pub at: u64,
     /// Who wrote the log, and so what is known of it.
@@ -134,6 +137,7 @@ impl Cut {
         }
         let mut cut = Self {
             model: Model::new(image.map_or(how.size.unwrap_or(0), |image| image.info().size), how.block),
+            metadata: BTreeSet::new(),
             at,
             writer: survey.writer,
             covered: survey.covered,
@@ -194,6 +198,9 @@ impl Cut {
         if before {
             self.model.complete(id);
         }
+        if entry.flags.contains(Flags::METADATA) {
+            self.metadata.insert(id);
+        }
         if before && entry.flags.contains(Flags::FUA) {
             let covered = Covered::one(id);
             let batch = self.model.batch(&covered);
@@ -220,7 +227,7 @@ impl Cut {
 
     /// Names of states in the order in which they are worth trying (CM 5.4).
     pub fn names(&self, profile: Profile, budget: usize, seed: u64) -> Vec<StateName> {
-        self.model.names(profile, budget, seed)
+        self.model.names_with(profile, budget, seed, (!self.metadata.is_empty()).then_some(&self.metadata))
     }
 
     /// The state of that name.

@@ -73,7 +73,8 @@ impl LogWritesDriver {
         self.put_over(file, log, wanted, &asked, context).await
     }
 
-    /// Puts a log over `file`, an open node. `log` describes the node that takes the log.
+    /// Puts a log over `file`, an open node. `log` describes the node that takes the log. It has details: nobody has asked
+    /// for the entries of another program, which may read them all the same.
     ///
     /// # Errors
     /// As for opening the driver.
@@ -84,7 +85,7 @@ impl LogWritesDriver {
         name: Option<String>,
         context: &OpenContext<'_>,
     ) -> Result<Node, OpenError> {
-        let asked = Asked::take(&mut Options::new())?;
+        let asked = Asked { details: true, ..Asked::take(&mut Options::new())? };
         self.put_over(file, log, name, &asked, context).await
     }
 

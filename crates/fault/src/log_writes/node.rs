@@ -10,8 +10,9 @@ use blkproof_block::{
     BlockDevice, BlockStatus, Breakpoints, ByteRange, Capabilities, DeviceInfo, Errno, Event, IoError, Limits, Node,
     Preallocation, Result, WriteFlags, ZeroFlags,
 };
+use tokio::sync::Semaphore;
 
-use super::append::{Appender, Content};
+use super::append::{Appender, BACKLOG_MAX, Content};
 use super::format::Flags;
 use crate::clock::SharedClock;
 use crate::lab::Registered;
@@ -44,6 +45,8 @@ pub struct WriteLog(Rc<Core>);
 struct Core {
     appender: Appender,
     locks: RangeLock,
+    /// Bytes that changes in flight may add to what waits for the log.
+    room: Semaphore,
     unsettled: RefCell<Unsettled>,
     clock: SharedClock,
     read_only: bool,
@@ -104,12 +107,31 @@ pub enum MarkError {
         /// Bytes it may have.
         max: usize,
     },
+    /// It would pass for one that the node makes of its own accord.
+    #[error(
+        "a mark that begins with '{OWN_MARK}' is one that blkproof makes of its own accord, and would be read as such"
+    )]
+    Reserved,
     /// The node is open for reading alone.
     #[error("the node is read-only, and so is its log")]
     ReadOnly,
     /// The log could not be written.
     #[error(transparent)]
     Io(#[from] IoError),
+}
+
+/// Whether a user may make this mark, on a log whose marks have at most `max` bytes.
+///
+/// # Errors
+/// [`MarkError`].
+pub fn check_mark(text: &str, max: usize) -> Result<(), MarkError> {
+    if text.starts_with(OWN_MARK) {
+        return Err(MarkError::Reserved);
+    }
+    if text.len() > max {
+        return Err(MarkError::TooLong { len: text.len(), max });
+    }
+    Ok(())
 }
 
 impl WriteLog {
@@ -123,10 +145,7 @@ impl WriteLog {
             return Err(MarkError::ReadOnly);
         }
         let how = core.appender.how();
-        let max = how.sector.mark_max(how.details);
-        if text.len() > max {
-            return Err(MarkError::TooLong { len: text.len(), max });
-        }
+        check_mark(text, how.sector.mark_max(how.details))?;
         let entries = core.push(Content::Mark(text.as_bytes()), Flags::empty(), core.appender.pushed());
         Ok(core.appender.sync(entries).await?)
     }
@@ -148,11 +167,16 @@ impl Core {
         self.appender.push(content, flags, submitted, time_ns)
     }
 
+    /// Whether a mark of our own fits the log's sectors.
+    fn has_own_mark(&self, words: &str) -> bool {
+        let how = self.appender.how();
+        OWN_MARK.len().saturating_add(words.len()) <= how.sector.mark_max(how.details)
+    }
+
     /// A mark of our own; left out where the sectors are too small for it.
     fn own_mark(&self, words: &str) {
-        let how = self.appender.how();
-        let text = format!("{OWN_MARK}{words}");
-        if text.len() <= how.sector.mark_max(how.details) {
+        if self.has_own_mark(words) {
+            let text = format!("{OWN_MARK}{words}");
             self.push(Content::Mark(text.as_bytes()), Flags::empty(), self.appender.pushed());
         }
     }
@@ -178,7 +202,9 @@ impl LogWrites {
     /// Logs what changes on `file`.
     pub fn new(file: Node, appender: Appender, clock: SharedClock) -> Self {
         let read_only = file.info().read_only;
-        let core = Core { appender, locks: RangeLock::new(), unsettled: RefCell::default(), clock, read_only };
+        let (locks, unsettled) = (RangeLock::new(), RefCell::default());
+        let room = Semaphore::new(usize::try_from(BACKLOG_MAX).unwrap_or(Semaphore::MAX_PERMITS));
+        let core = Core { appender, locks, room, unsettled, clock, read_only };
         Self { file, log: WriteLog(Rc::new(core)), owner: None }
     }
 
@@ -220,6 +246,11 @@ impl LogWrites {
         request: impl Future<Output = Result<()>>,
     ) -> Result<()> {
         let core = &*self.log.0;
+        // As many at once as may wait for the log together; what is longer than that goes alone.
+        let bytes = if let Wanted::Data(data) = wanted { data.len() as u64 } else { 0 };
+        let bytes = u32::try_from(bytes.min(BACKLOG_MAX)).unwrap_or(u32::MAX);
+        let room = core.room.acquire_many(bytes).await.map_err(|_| IoError::new(Errno::IO))?;
+        core.appender.check_room()?;
         // Invariant 2: overlapping changes one after the other.
         let guard = core.locks.exclusive(range).await;
         let submitted = core.appender.pushed();
@@ -229,16 +260,18 @@ impl LogWrites {
             Ok(()) => {
                 let content = match wanted {
                     Wanted::Data(data) => Content::Data(range.start, data),
-                    Wanted::Zeroes => Content::Zeroes(range.start, range.len()),
+                    Wanted::Zeroes | Wanted::QuickZeroes => Content::Zeroes(range.start, range.len()),
                     Wanted::Discard => Content::Discard(range.start, range.len()),
                 };
                 let entries = core.push(content, flags, submitted);
                 open.close();
                 drop(guard);
-                core.appender.commit(entries).await
+                let logged = core.appender.commit(entries).await;
+                drop(room);
+                logged
             }
-            // Refused, with nothing done.
-            Err(error) if error.errno == Errno::NOTSUP => {
+            // Refused, with nothing done: that is promised of quick zeroes alone.
+            Err(error) if error.errno == Errno::NOTSUP && matches!(wanted, Wanted::QuickZeroes) => {
                 open.close();
                 Err(error)
             }
@@ -246,7 +279,7 @@ impl LogWrites {
                 if core.appender.how().details {
                     let what = match wanted {
                         Wanted::Data(_) => "write",
-                        Wanted::Zeroes => "write-zeroes",
+                        Wanted::Zeroes | Wanted::QuickZeroes => "write-zeroes",
                         Wanted::Discard => "discard",
                     };
                     let (start, len, errno) = (range.start, range.len(), error.errno.0);
@@ -281,7 +314,7 @@ impl LogWrites {
                     let new = data.get(start..).unwrap_or_default();
                     sector_found.chunks(grain).zip(new.chunks(grain)).any(|(a, b)| a == b.get(..a.len()).unwrap_or(b))
                 }
-                Wanted::Zeroes | Wanted::Discard => {
+                Wanted::Zeroes | Wanted::QuickZeroes | Wanted::Discard => {
                     sector_found.chunks(grain).any(|part| part.iter().all(|byte| *byte == 0))
                 }
             };
@@ -362,7 +395,7 @@ impl LogWrites {
         if !cut.is_empty() {
             core.push(Content::Discard(cut.start, cut.len()), Flags::empty(), core.appender.pushed());
         }
-        core.own_mark(&format!("size {size}"));
+        core.own_mark(&size_mark(size));
     }
 
     fn mark_of_unsettled(&self) -> u64 {
@@ -370,11 +403,18 @@ impl LogWrites {
     }
 }
 
+/// The mark that says how long the disk is.
+fn size_mark(size: u64) -> String {
+    format!("size {size}")
+}
+
 /// What a change brings.
 #[derive(Clone, Copy)]
 enum Wanted<'a> {
     Data(&'a [u8]),
     Zeroes,
+    /// Zeroes that are cheap, or refused (`NO_FALLBACK`).
+    QuickZeroes,
     Discard,
 }
 
@@ -437,8 +477,10 @@ impl BlockDevice for LogWrites {
         }
         self.refuse(at, len)?;
         let fua = if flags.contains(ZeroFlags::FUA) { Flags::FUA } else { Flags::empty() };
+        let quick = flags.contains(ZeroFlags::NO_FALLBACK);
+        let wanted = if quick { Wanted::QuickZeroes } else { Wanted::Zeroes };
         let request = self.file.write_zeroes(at, len, flags);
-        self.change(ByteRange::at(at, len), Wanted::Zeroes, fua, request).await
+        self.change(ByteRange::at(at, len), wanted, fua, request).await
     }
 
     async fn discard(&self, at: u64, len: u64) -> Result<()> {
@@ -473,6 +515,12 @@ impl BlockDevice for LogWrites {
         }
         core.appender.check_room()?;
         let before = self.file.info().size;
+        // Either size may be what there is afterwards.
+        if [size, before].iter().any(|size| !core.has_own_mark(&size_mark(*size))) {
+            let sector = core.appender.how().sector.bytes();
+            let words = format!("the write log's sectors of {sector} bytes are too small to say how long the disk is");
+            return Err(IoError::unsupported().detail(words));
+        }
         let _guard = core.locks.exclusive(ByteRange { start: size.min(before), end: u64::MAX }).await;
         let before = self.file.info().size;
         let open = Open {

@@ -36,7 +36,8 @@ pub enum Action {
     /// Success without doing anything: a write that never happens, a flush that is not passed on; a read leaves zeroes.
     Phantom,
     /// The data is changed. On reads the damage is laid over what the device holds; on writes the sectors written are
-    /// damaged from then on. What the device holds stays as it was, and the damage is the same at every read.
+    /// damaged from then on. What the device holds stays as it was, and the damage is the same at every read,
+    /// until the sector is written, or the rule does not fire on the read any more for which it always did.
     Corrupt {
         /// How.
         how: Corruption,
@@ -54,7 +55,7 @@ pub enum Action {
     },
     /// The request is never answered. It is not done either, unless it was done before the rule looked at it.
     Hang,
-    /// The client's connection is cut instead of an answer (`ENOTCONN`).
+    /// The client's connection is cut instead of an answer.
     Disconnect {
         /// Whether the request is done first.
         done: Done,
@@ -84,7 +85,7 @@ pub enum Action {
 /// How much of a failing request is done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Done {
-    /// Nothing.
+    /// Nothing. A read that names its first bad byte has what lies before that all the same: naming it says so.
     None,
     /// What lies before the first bad byte; nothing if the failure has no place.
     #[default]
@@ -98,7 +99,7 @@ pub enum Done {
 pub enum Tear {
     /// After so many units.
     After(u64, Unit),
-    /// At a boundary of these units that seed and request number choose; never all of it.
+    /// At a boundary of these units that the seed chooses, for each request the rule has seen; never all of it.
     Random(Unit),
     /// Before the first byte that the rule's ranges and the request share.
     AtRange,

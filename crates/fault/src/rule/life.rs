@@ -36,7 +36,8 @@ pub struct Growth {
     pub limit: u64,
 }
 
-/// Bit rot: each sector of the range falls at a moment of its own, which seed and sector decide.
+/// Bit rot: few sectors fall by themselves, at moments that seed and sector decide, and from them it spreads to their
+/// neighbours. Nothing of it is stored: rewriting a sector refreshes that one, and stops nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rot {
     /// When half of the sectors have fallen.

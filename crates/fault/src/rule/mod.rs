@@ -18,6 +18,9 @@ pub use self::failure::{Failure, FailureError};
 pub use self::life::{Growth, Life, Rot, Until};
 use crate::request::Operations;
 
+/// Rules of one node, at most: looking at all of them takes no time that a client would notice.
+pub const RULES_MAX: usize = 10_000;
+
 /// Rules, and what holds for all of them.
 #[derive(Clone, PartialEq, Debug)]
 pub struct RuleSet {
@@ -76,7 +79,7 @@ pub struct On {
     pub nth: Option<u64>,
     /// Only each n-th of those that match everything above, counted from `nth` if both are given.
     pub every: Option<u64>,
-    /// In how many of 2^32 cases it fires, decided by seed, rule and request number; `None`: always.
+    /// In how many of 2^32 cases it fires, decided by seed, rule, and how many such requests it has seen; `None`: always.
     pub probability: Option<u32>,
     /// At most so often.
     pub times: Option<u64>,
@@ -120,6 +123,7 @@ pub struct Then {
     pub state: Option<StateName>,
     /// The rule does not fire again until it is reset.
     pub disarm: bool,
-    /// The sectors of the request are no longer this rule's: its damage there is gone.
+    /// The sectors of the request are no longer this rule's: its damage there is gone. What damages a read is cured behind
+    /// it: that one read is bad.
     pub cure: bool,
 }

@@ -355,7 +355,9 @@ impl Stats {
 
     /// The disk has another size now.
     pub(super) fn set_size(&self, size: u64) {
-        self.size.set(size);
+        if size > self.size.replace(size) {
+            self.state.borrow_mut().heat.make_room(size);
+        }
     }
 
     /// The time to begin with; `None` if nothing is counted.

@@ -41,12 +41,10 @@ impl Heat {
         heat
     }
 
-    /// Counts a request of `len` bytes at `at`, in every cell it touches.
+    /// Counts a request of `len` bytes at `at`, in every cell it touches. One that reaches beyond the map has no place in
+    /// it: what fails may be anywhere, and cells never become smaller again.
     pub(super) fn touch(&mut self, at: u64, len: u64, touch: Touch) {
         let Some(last) = at.checked_add(len.max(1)).map(|end| end - 1) else { return };
-        if last >> self.shift >= CELLS as u64 {
-            self.make_room(last.saturating_add(1));
-        }
         let cell = |byte: u64| usize::try_from(byte >> self.shift).unwrap_or(usize::MAX);
         for cell in self.cells.get_mut(cell(at)..=cell(last)).unwrap_or_default() {
             match touch {
@@ -68,7 +66,8 @@ impl Heat {
         self.cells.get(..used).unwrap_or_default().to_vec()
     }
 
-    fn make_room(&mut self, size: u64) {
+    /// The disk has so many bytes now, or fewer.
+    pub(super) fn make_room(&mut self, size: u64) {
         while size > 0 && (size - 1) >> self.shift >= CELLS as u64 {
             for pair in 0..CELLS / 2 {
                 let mut sum = Cell::default();
@@ -129,11 +128,19 @@ mod tests {
         for sector in 0..2048 {
             heat.touch(sector * 512, 512, Touch::Read);
         }
+        heat.make_room((64 << 20) + 1);
         heat.touch(64 << 20, 1, Touch::Write);
         assert_eq!(heat.cell_size(), 32 << 10);
         let sum: u64 = heat.cells().iter().map(|cell| cell.reads).sum();
         assert_eq!((sum, heat.cells()[0].reads, heat.cells()[31].reads, heat.cells()[32].reads), (2048, 64, 64, 0));
-        heat.touch(u64::MAX, 1, Touch::Read);
-        heat.touch(u64::MAX, 2, Touch::Read);
+    }
+
+    #[test]
+    fn what_lies_beyond_the_disk_makes_no_cell_larger() {
+        let mut heat = Heat::new(1 << 20);
+        for (at, len) in [(u64::MAX, 1), (u64::MAX, 2), (1 << 62, 512), (1 << 20, 1 << 40), (1 << 40, 0)] {
+            heat.touch(at, len, Touch::Error);
+        }
+        assert_eq!((heat.cell_size(), heat.cells().len()), (512, 0));
     }
 }

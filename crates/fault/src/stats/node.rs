@@ -40,7 +40,7 @@ impl<D: BlockDevice> StatsNode<D> {
         &self.stats
     }
 
-    /// After a write, which makes a disk that grows longer.
+    /// Before a request is counted that may have made the disk longer, so that it has its place in the heat map.
     fn look_at_size(&self, at: u64, len: u64) {
         if at.saturating_add(len) > self.stats.size() {
             self.stats.set_size(self.child.info().size);
@@ -62,6 +62,7 @@ macro_rules! counted {
     ($self:ident, $operation:expr, $at:expr, $len:expr, $fua:expr, $request:expr) => {{
         let going = $self.stats.begin($operation, $at, $len, $fua);
         let result = $request.await;
+        $self.look_at_size($at, $len);
         if let Some(going) = going {
             going.end(&result, || $self.is_invalid($operation, $at, $len));
         }
@@ -90,9 +91,7 @@ impl<D: BlockDevice> BlockDevice for StatsNode<D> {
 
     async fn write(&self, at: u64, data: &[u8], flags: WriteFlags) -> Result<()> {
         let fua = flags.contains(WriteFlags::FUA);
-        let result = counted!(self, Operation::Write, at, data.len() as u64, fua, self.child.write(at, data, flags));
-        self.look_at_size(at, data.len() as u64);
-        result
+        counted!(self, Operation::Write, at, data.len() as u64, fua, self.child.write(at, data, flags))
     }
 
     async fn read_vm_state(&self, at: u64, buf: &mut [u8]) -> Result<()> {
@@ -105,9 +104,7 @@ impl<D: BlockDevice> BlockDevice for StatsNode<D> {
 
     async fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
         let fua = flags.contains(ZeroFlags::FUA);
-        let result = counted!(self, Operation::WriteZeroes, at, len, fua, self.child.write_zeroes(at, len, flags));
-        self.look_at_size(at, len);
-        result
+        counted!(self, Operation::WriteZeroes, at, len, fua, self.child.write_zeroes(at, len, flags))
     }
 
     async fn discard(&self, at: u64, len: u64) -> Result<()> {

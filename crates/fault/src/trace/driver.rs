@@ -47,7 +47,7 @@ impl TraceDriver {
         let child = context.open(child).await?;
         // Only now: a node of this kind below has its name already.
         let name = self.lab.name(NAME, wanted);
-        // The graph below opened: only now is a trace of an earlier run emptied.
+        // The graph below opened, and the name is free: only the node's first line empties a trace of an earlier run.
         let sink =
             self.sinks.open(&path).map_err(|error| OpenError::io(format!("opening the trace '{path}'"), error))?;
         let trace = Trace::new(Rc::clone(&name), child.info().size, self.lab.clock(), sink, how);

@@ -11,11 +11,13 @@
 //! | `op`, `offset`, `bytes`, `flags` | what was asked; of a resize, `bytes` is the new size |
 //! | `submit_ns`, `complete_ns` | when it came and ended, since the head was written |
 //! | `client` | who asked, where clients are told apart |
-//! | `outcome` | `ok`, `cancelled`, or an object: `error` as rules write it, `errno`, `first_bad`, `rule`, `detail` |
+//! | `outcome` | `ok`, `cancelled`, or an object: `error` as rules write it, `errno`, `first_bad`, `gone`, `rule`, `detail` |
 //! | `crc32c` | of the data read or written, if hashes are wanted |
 //! | `data` | what was written, in base64, if data is wanted |
 //!
-//! `{"dropped": n}` stands where n lines were lost because the sink did not take them.
+//! `{"dropped": n}` stands where n lines were lost because the sink did not take them. `{"paused": true}` stands where the
+//! trace was stopped: until it is started again requests have no line, except those that were under way. A further head
+//! begins a further session, whose numbers and times begin anew; what happened in between has no line either.
 
 use std::fmt::Write as _;
 
@@ -122,6 +124,8 @@ pub enum Line {
     },
     /// So many lines are missing here.
     Dropped(u64),
+    /// Requests that come from here on have no line, until there are lines again.
+    Paused,
 }
 
 /// A line that is none.
@@ -172,6 +176,9 @@ pub fn write_request(record: &Record, client: Option<&str>, data: Option<&[u8]>,
             if let Some(bad) = error.first_bad {
                 let _ = write!(out, ",\"first_bad\":{}", bad.0);
             }
+            if error.gone {
+                out.push_str(",\"gone\":true");
+            }
             if let Some(rule) = &error.injected_by {
                 let _ = write!(out, ",\"rule\":{}", quoted(&rule.0));
             }
@@ -195,6 +202,11 @@ pub fn write_request(record: &Record, client: Option<&str>, data: Option<&[u8]>,
 /// That `count` lines are missing, as a line without its end.
 pub fn write_dropped(count: u64, out: &mut String) {
     let _ = write!(out, "{{\"dropped\":{count}}}");
+}
+
+/// That the trace is stopped, as a line without its end.
+pub fn write_paused(out: &mut String) {
+    out.push_str("{\"paused\":true}");
 }
 
 fn quoted(text: &str) -> Value {
@@ -225,6 +237,9 @@ pub fn parse(line: &str) -> Result<Line, TraceError> {
     }
     if value.get("dropped").is_some() {
         return Ok(Line::Dropped(fields.number("dropped")?));
+    }
+    if value.get("paused").is_some() {
+        return Ok(Line::Paused);
     }
     let operation = Operation::from_name(fields.text("op")?).ok_or(TraceError::Field("op"))?;
     let record = Record {
@@ -284,6 +299,7 @@ fn outcome(value: &Value) -> Result<Outcome, TraceError> {
     Ok(Outcome::Failed(Box::new(IoError {
         first_bad: outcome.get("first_bad").and_then(Value::as_u64).map(ByteOffset),
         device: failure.device,
+        gone: outcome.get("gone") == Some(&Value::Bool(true)),
         injected_by: text("rule").map(RuleId),
         detail: text("detail"),
         ..IoError::new(Errno(errno))
@@ -337,6 +353,7 @@ mod tests {
             (Record { outcome: Outcome::Cancelled, flags: TraceFlags::empty(), crc32c: None, ..record() }, None, None),
             (Record { outcome: Outcome::Failed(Box::new(sense)), ..record() }, None, None),
             (Record { outcome: Outcome::Failed(Box::new(IoError::new(Errno(999)))), ..record() }, None, None),
+            (Record { outcome: Outcome::Failed(Box::new(IoError::gone())), ..record() }, None, None),
         ] {
             let mut line = String::new();
             write_request(&record, client, data, &mut line);
@@ -351,6 +368,9 @@ mod tests {
         line.clear();
         write_dropped(17, &mut line);
         assert_eq!(parse(&line).unwrap(), Line::Dropped(17));
+        line.clear();
+        write_paused(&mut line);
+        assert_eq!(parse(&line).unwrap(), Line::Paused);
     }
 
     #[test]

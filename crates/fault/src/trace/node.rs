@@ -24,6 +24,7 @@ pub struct TraceNode<D> {
 impl<D: BlockDevice> TraceNode<D> {
     /// Writes to `trace` what `child` is asked.
     pub fn new(child: D, trace: Rc<Trace>) -> Self {
+        trace.write_head();
         Self { child, trace, client: None, registered: None }
     }
 

@@ -6,10 +6,12 @@ use crate::request::Operation;
 /// A trace as it can be sent again.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
-    /// The first line.
+    /// The first line. `data` and `hash` hold if they do so for every session.
     pub head: Head,
     /// Requests whose lines were lost. What they did is not done again.
     pub dropped: u64,
+    /// The trace was stopped, or goes on in a further session: so often requests may be missing that nobody counted.
+    pub pauses: u64,
     pub(super) steps: Vec<Step>,
 }
 
@@ -55,7 +57,43 @@ pub struct PlanReader {
     lines: u64,
     head: Option<Head>,
     dropped: u64,
+    pauses: u64,
     steps: Vec<Step>,
+    session: Session,
+}
+
+/// The lines behind a head. Each head counts from 0; a plan counts on.
+#[derive(Debug, Default)]
+struct Session {
+    /// Added to numbers of requests.
+    requests: u64,
+    /// Added to times.
+    ns: u64,
+    /// Above every number there is so far.
+    beyond: u64,
+    /// The latest end so far.
+    last_ns: u64,
+}
+
+impl Session {
+    /// Puts a request where it belongs among those of all sessions: behind every one of those before.
+    fn place(&mut self, record: &mut Record) {
+        for number in [&mut record.seq, &mut record.done, &mut record.after] {
+            *number = number.saturating_add(self.requests);
+            self.beyond = self.beyond.max(number.saturating_add(1));
+        }
+        for time in [&mut record.submit_ns, &mut record.complete_ns] {
+            *time = time.saturating_add(self.ns);
+            self.last_ns = self.last_ns.max(*time);
+        }
+    }
+
+    /// What comes from here on is of another session, which began so long after the first.
+    fn go_on(&mut self, ns: u64) {
+        self.requests = self.beyond;
+        // The machine's clock may have been set back.
+        self.ns = ns.max(self.last_ns);
+    }
 }
 
 impl PlanReader {
@@ -76,11 +114,11 @@ impl PlanReader {
         match parsed {
             Line::Head(head) if self.head.is_none() => self.head = Some(head),
             _ if self.head.is_none() => return Err(PlanError::NoHead),
-            Line::Head(_) => {
-                return Err(PlanError::Line { number, source: TraceError::Schema("a second head".into()) });
-            }
+            Line::Head(head) => self.go_on(&head),
             Line::Dropped(count) => self.dropped = self.dropped.saturating_add(count),
-            Line::Request { record, data, .. } => {
+            Line::Paused => self.pauses = self.pauses.saturating_add(1),
+            Line::Request { mut record, data, .. } => {
+                self.session.place(&mut record);
                 let data = data.map(Vec::into_boxed_slice);
                 self.steps.push(Step { record, data, place: 0, needs: 0 });
             }
@@ -88,12 +126,22 @@ impl PlanReader {
         Ok(())
     }
 
+    /// A further session: the disk was closed in between, and nothing of the one before was under way any more.
+    fn go_on(&mut self, head: &Head) {
+        self.pauses = self.pauses.saturating_add(1);
+        if let Some(first) = &mut self.head {
+            self.session.go_on(head.unix_ns.saturating_sub(first.unix_ns));
+            first.data &= head.data;
+            first.hash &= head.hash;
+        }
+    }
+
     /// All lines are there.
     ///
     /// # Errors
     /// If they contradict each other.
     pub fn finish(self) -> Result<Plan, PlanError> {
-        let Self { head, dropped, mut steps, .. } = self;
+        let Self { head, dropped, pauses, mut steps, .. } = self;
         let head = head.ok_or(PlanError::NoHead)?;
         let wrong = |step: &Step, why| PlanError::Order { seq: step.record.seq, why };
         steps.sort_by_key(|step| step.record.done);
@@ -118,7 +166,7 @@ impl PlanReader {
         if let Some(second) = twice(&steps, |record| record.seq) {
             return Err(wrong(second, "its number is there twice"));
         }
-        Ok(Plan { head, dropped, steps })
+        Ok(Plan { head, dropped, pauses, steps })
     }
 }
 
@@ -134,9 +182,10 @@ impl Plan {
     }
 
     /// Whether what reads bring can be compared: all that was written is in the trace, and what was read has a
-    /// checksum.
+    /// checksum. Where a line is missing, or may be, no read is judged: its data may be what a request without one wrote,
+    /// or be read beside one.
     pub fn has_data(&self) -> bool {
-        self.head.data && self.head.hash && self.dropped == 0
+        self.head.data && self.head.hash && self.dropped == 0 && self.pauses == 0
     }
 
     /// Whether the data of a read may rightly be another one: a change of the same bytes was under way beside it, or

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use blkproof_block::{IoError, Result};
 
-use super::format::{Head, Outcome, Record, TraceFlags, write_dropped, write_head, write_request};
+use super::format::{Head, Outcome, Record, TraceFlags, write_dropped, write_head, write_paused, write_request};
 use super::sink::Sink;
 use crate::clock::SharedClock;
 use crate::request::Operation;
@@ -34,6 +34,9 @@ pub struct Trace {
     sink: Rc<dyn Sink>,
     options: TraceOptions,
     running: Cell<bool>,
+    /// The head is written.
+    headed: Cell<bool>,
+    size: u64,
     began: u64,
     submitted: Cell<u64>,
     done: Cell<u64>,
@@ -54,7 +57,8 @@ impl std::fmt::Debug for Trace {
 const BUFFER_KEPT: usize = 64 << 10;
 
 impl Trace {
-    /// Writes to `sink` for the node `name` of a disk of `size` bytes; the head is written at once.
+    /// Writes to `sink` for the node `name` of a disk of `size` bytes, nothing before a [node](super::TraceNode) is made
+    /// for it: what is in the sink already stays as long as opening the graph may still fail.
     pub fn new(
         name: impl Into<Rc<str>>,
         size: u64,
@@ -62,12 +66,14 @@ impl Trace {
         sink: Rc<dyn Sink>,
         options: TraceOptions,
     ) -> Rc<Self> {
-        let trace = Self {
+        Rc::new(Self {
             name: name.into(),
+            size,
             began: nanoseconds(clock.now()),
             sink,
             options,
             running: Cell::new(options.start),
+            headed: Cell::new(false),
             submitted: Cell::new(0),
             done: Cell::new(0),
             lines: Cell::new(0),
@@ -75,11 +81,20 @@ impl Trace {
             gap: Cell::new(0),
             buffer: RefCell::default(),
             clock,
-        };
-        let unix_ns = nanoseconds(trace.clock.unix());
-        let head = Head { node: trace.name.to_string(), size, unix_ns, hash: options.hash, data: options.data };
-        trace.put(|out| write_head(&head, out));
-        Rc::new(trace)
+        })
+    }
+
+    /// Writes the head, the first time.
+    pub(super) fn write_head(&self) {
+        if self.headed.replace(true) {
+            return;
+        }
+        let (unix_ns, TraceOptions { hash, data, .. }) = (nanoseconds(self.clock.unix()), self.options);
+        let head = Head { node: self.name.to_string(), size: self.size, unix_ns, hash, data };
+        self.put(|out| write_head(&head, out));
+        if !self.is_running() {
+            self.put(write_paused);
+        }
     }
 
     /// The node's name.
@@ -92,9 +107,17 @@ impl Trace {
         self.running.get()
     }
 
-    /// Writes lines from now on, or no longer. Of requests under way a line is written if they began while it ran.
-    pub fn set_running(&self, running: bool) {
-        self.running.set(running);
+    /// Writes lines from now on. Requests under way have one if they began while lines were written.
+    pub fn start(&self) {
+        self.running.set(true);
+    }
+
+    /// Writes no further lines but those of requests under way, and a line that says so: what is read from now on may be
+    /// what nobody wrote as far as the trace knows.
+    pub fn stop(&self) {
+        if self.running.replace(false) && self.headed.get() {
+            self.put(write_paused);
+        }
     }
 
     /// Lines that were taken, the head among them.

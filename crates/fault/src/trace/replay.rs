@@ -1,7 +1,8 @@
 //! Sends the requests of a trace again, with the overlaps they had.
 //!
 //! A request is sent once every request that was over when it came is over again, and not before its time if times are
-//! kept. Nothing else holds it back, so that requests overlap as they did. A write whose data the trace does not have
+//! kept. Nothing else holds it back, so that requests overlap as they did, unless what is under way fills the memory
+//! that a replay takes ([`LENGTH_MAX`]): such waits are counted. A write whose data the trace does not have
 //! writes a pattern that follows from its number.
 
 use std::fmt;
@@ -18,7 +19,7 @@ use crate::clock::SharedClock;
 use crate::request::Operation;
 use crate::rule::Failure;
 
-/// Longest read or write that is sent; memory for it is taken on a trace's word.
+/// Longest read or write that is sent, and most bytes under way: memory for them is taken on a trace's word.
 pub const LENGTH_MAX: u64 = 1 << 30;
 
 /// Differences of data that are looked at more closely.
@@ -68,6 +69,8 @@ pub struct Summary {
     pub bytes_written: u64,
     /// Most requests under way at one time.
     pub in_flight_max: usize,
+    /// Requests that had to wait for memory, though not for the order: they overlap less than they did.
+    pub held_back: u64,
     /// Time it took.
     pub elapsed: Duration,
     /// Requests that ended in another way.
@@ -147,6 +150,8 @@ pub async fn replay<D: BlockDevice>(
     let mut reached = 0;
     let mut waiting = plan.steps.iter().peekable();
     let mut running = FuturesUnordered::new();
+    let mut memory: u64 = 0;
+    let mut held_back = None;
     loop {
         let mut early = None;
         while let Some(step) = waiting.peek() {
@@ -158,6 +163,14 @@ pub async fn replay<D: BlockDevice>(
                 break;
             }
             let step = *step;
+            if memory.saturating_add(takes(step)) > LENGTH_MAX && !running.is_empty() {
+                held_back = Some(step.record.seq);
+                break;
+            }
+            if held_back.take() == Some(step.record.seq) {
+                summary.held_back += 1;
+            }
+            memory = memory.saturating_add(takes(step));
             waiting.next();
             running.push(async move { (step, perform(device, step).await) });
             summary.in_flight_max = summary.in_flight_max.max(running.len());
@@ -184,6 +197,7 @@ pub async fn replay<D: BlockDevice>(
             },
         };
         let (step, result) = ended;
+        memory = memory.saturating_sub(takes(step));
         if let Some(over) = over.get_mut(step.place) {
             *over = true;
         }
@@ -197,6 +211,15 @@ pub async fn replay<D: BlockDevice>(
     }
     summary.elapsed = clock.now().saturating_sub(begin);
     summary
+}
+
+/// Bytes taken for a request while it is under way. What is written from the trace is in memory already.
+fn takes(step: &Step) -> u64 {
+    let Record { operation, bytes, .. } = step.record;
+    match (operation, &step.data) {
+        (Operation::Read, _) | (Operation::Write, None) if bytes <= LENGTH_MAX => bytes,
+        _ => 0,
+    }
 }
 
 /// What a request brought.

@@ -16,9 +16,10 @@ pub trait Sink {
 
 /// Opens sinks by name, as a file is named.
 pub trait Sinks {
-    /// Opens one, emptying what is there.
+    /// Opens one. What an earlier run left there is emptied, but only for the first line that comes: whoever opens it may
+    /// still fail. What was written in this run stays, and the lines go behind it, with a head of their own.
     ///
     /// # Errors
-    /// If it can not be opened; the message is for the user.
+    /// If it can not be opened, or somebody writes there already; the message is for the user.
     fn open(&self, name: &str) -> std::io::Result<Rc<dyn Sink>>;
 }

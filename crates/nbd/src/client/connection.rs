@@ -93,12 +93,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             match Pin::new(&mut self.stream).poll_write(cx, self.out.get(self.sent..).unwrap_or_default()) {
                 Poll::Ready(Ok(0)) => return Err("nothing can be sent".to_owned()),
                 Poll::Ready(Ok(sent)) => {
+                    self.note_sent(sent);
                     self.sent += sent;
                     self.unflushed = true;
                     progress = true;
                 }
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Poll::Ready(Err(error)) => return Err(error.to_string()),
+                Poll::Ready(Err(error)) => {
+                    // A stream that encrypts may have sent a part of what it failed with.
+                    self.note_sent(self.out.len() - self.sent);
+                    return Err(error.to_string());
+                }
                 Poll::Pending => return Ok(progress),
             }
         }
@@ -110,6 +115,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
         }
         Ok(progress)
+    }
+
+    /// The goodbye is none of the bytes that were queued.
+    fn note_sent(&self, bytes: usize) {
+        if !self.leaving {
+            self.shared.sent(bytes);
+        }
     }
 
     fn receive(&mut self, cx: &mut Context<'_>) -> Result<bool, String> {

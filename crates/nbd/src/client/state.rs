@@ -27,7 +27,8 @@ const PIECES_MAX: usize = 32 << 10;
 pub(crate) enum Fate {
     /// The server answered, or it was never meant to be asked.
     Settled,
-    /// There is no connection to send it over.
+    /// There was no connection to send it over, or it was lost before the whole of the request's head had left: the server
+    /// can not know of it.
     Unsent,
     /// The connection was lost before the answer came: the server may carry it out at any time, or never.
     Unanswered,
@@ -77,8 +78,10 @@ struct Pending {
     /// Nobody waits any more.
     abandoned: bool,
     done: bool,
-    /// The connection was lost before the answer came.
-    lost: bool,
+    /// What became of it when the connection was lost before the answer came.
+    lost: Option<Fate>,
+    /// Where its head ends among all bytes ever queued.
+    head_end: u64,
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +89,10 @@ struct State {
     pending: BTreeMap<u64, Pending>,
     next_cookie: u64,
     out: VecDeque<Vec<u8>>,
+    /// Bytes ever put into `out`.
+    queued: u64,
+    /// The first so many of them may have left.
+    sent: u64,
     abandoned: usize,
     /// Set once the connection is of no use any more.
     dead: Option<IoError>,
@@ -121,7 +128,7 @@ impl Drop for Guard<'_> {
         let state = &mut *self.shared.state.borrow_mut();
         let Some(pending) = state.pending.get_mut(&self.cookie) else { return };
         if pending.done {
-            if pending.lost && pending.writes() {
+            if pending.lost == Some(Fate::Unanswered) && pending.writes() {
                 state.open.set(state.open.get().saturating_add(1));
             }
             state.pending.remove(&self.cookie);
@@ -151,10 +158,14 @@ impl Shared {
         if state.out.back().is_none_or(|last| last.len() + data.len() > JOIN) {
             state.out.push_back(Vec::new());
         }
+        let mut head_end = state.queued;
         if let Some(last) = state.out.back_mut() {
+            let before = last.len();
             request.encode(mode, last);
+            head_end = head_end.saturating_add((last.len() - before) as u64);
             last.extend_from_slice(data);
         }
+        state.queued = head_end.saturating_add(data.len() as u64);
         let pending = Pending {
             request,
             reply: Reply { data: vec![0; data_len], ..Reply::default() },
@@ -162,7 +173,8 @@ impl Shared {
             waker: None,
             abandoned: false,
             done: false,
-            lost: false,
+            lost: None,
+            head_end,
         };
         state.pending.insert(cookie, pending);
         if let Some(waker) = state.connection.take() {
@@ -187,8 +199,8 @@ impl Shared {
             }
             let pending = state.pending.remove(&cookie);
             Poll::Ready(match pending {
-                Some(Pending { lost: true, reply: Reply { error: Some(error), .. }, .. }) => {
-                    Err(Failure { error, fate: Fate::Unanswered })
+                Some(Pending { lost: Some(fate), reply: Reply { error: Some(error), .. }, .. }) => {
+                    Err(Failure { error, fate })
                 }
                 Some(pending) => Ok(pending.reply),
                 None => Err(lost("its request is unknown").into()),
@@ -254,6 +266,12 @@ impl Shared {
         self.state.borrow_mut().out.pop_front()
     }
 
+    /// So many of the bytes that were taken out have left, or may have.
+    pub(super) fn sent(&self, bytes: usize) {
+        let state = &mut *self.state.borrow_mut();
+        state.sent = state.sent.saturating_add(bytes as u64);
+    }
+
     /// Whether the connection may say goodbye: it should end, and nothing is sent or awaited any more.
     pub(super) fn may_leave(&self) -> bool {
         let state = self.state.borrow();
@@ -274,11 +292,14 @@ impl Shared {
         state.dead.get_or_insert_with(|| error.clone());
         state.out.clear();
         state.abandoned = 0;
-        let open = state.pending.values().filter(|pending| pending.abandoned && pending.writes()).count() as u64;
+        let sent = state.sent;
+        let fate = |pending: &Pending| if pending.head_end > sent { Fate::Unsent } else { Fate::Unanswered };
+        let is_open = |pending: &Pending| pending.abandoned && pending.writes() && fate(pending) == Fate::Unanswered;
+        let open = state.pending.values().filter(|pending| is_open(pending)).count() as u64;
         state.open.set(state.open.get().saturating_add(open));
         state.pending.retain(|_, pending| !pending.abandoned);
         for pending in state.pending.values_mut().filter(|pending| !pending.done) {
-            pending.lost = true;
+            pending.lost = Some(fate(pending));
             pending.reply.error = Some(error.clone());
             pending.finish();
         }

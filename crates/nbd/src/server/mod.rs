@@ -4,7 +4,7 @@
 //! serve ── negotiate ── (STARTTLS: negotiate again over TLS) ── session
 //! ```
 //!
-//! A device that answers `ENOTCONN` is gone for that client, as a host without power is: its connection ends at once,
+//! A device whose error says so is gone for that client, as a host without power is: its connection ends at once,
 //! and nothing is answered on it any more, not even what was carried out before.
 //!
 //! A [`Server`] knows the exports, the limits and whether it is shutting down; [`Server::serve`] runs one connection to
@@ -68,7 +68,7 @@ pub enum Ended {
     Broken,
     /// The server shut down, or took the export away.
     Shutdown,
-    /// The device was gone (`ENOTCONN`), or [`Export::sever`] was called: the connection was ended without an answer.
+    /// The device was gone (`IoError::gone`), or [`Export::sever`] was called: the connection was ended without an answer.
     Severed,
 }
 

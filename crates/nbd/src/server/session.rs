@@ -9,7 +9,7 @@
 //! - A request is begun only if its memory is paid for and the peer keeps up with the replies (back-pressure); until
 //!   then it stays in the receive buffer, and the socket fills up instead of this process.
 //! - Once begun, a request is carried out to its end, also if the client goes away.
-//! - From the first `ENOTCONN` of the device on, nothing is sent: neither what else was asked, nor replies that wait.
+//! - From the first error that says the device is gone on, nothing is sent: neither what else was asked, nor replies that wait.
 
 use std::io;
 use std::pin::Pin;
@@ -595,7 +595,7 @@ impl<S: Stream> Session<S> {
         let mode = self.agreed.mode;
         let Request { cookie, offset, .. } = request;
         if let Err(error) | Ok(Answer::PartialData(_, error)) = &outcome
-            && error.errno == Errno::NOTCONN
+            && error.gone
         {
             return self.forget_all();
         }

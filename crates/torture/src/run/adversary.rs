@@ -26,6 +26,8 @@ pub(super) struct Damage {
     fired: RefCell<Vec<FaultSpec>>,
     sent: Cell<u64>,
     by_kind: RefCell<BTreeMap<IoKind, u64>>,
+    /// Something was sent since this was last asked.
+    reached: Cell<bool>,
     /// Nothing fails any more.
     quiet: Cell<bool>,
     /// The image is being opened or closed.
@@ -45,6 +47,11 @@ impl Damage {
     /// How many requests were sent.
     pub(super) fn sent(&self) -> u64 {
         self.sent.get()
+    }
+
+    /// Whether any request was sent since this was last asked.
+    pub(super) fn take_reached(&self) -> bool {
+        self.reached.take()
     }
 
     /// Those that have failed, by name.
@@ -75,6 +82,7 @@ impl Damage {
     fn judge(&self, info: &IoInfo) -> Option<Fault> {
         let sent = self.sent.get().saturating_add(1);
         self.sent.set(sent);
+        self.reached.set(true);
         let of_kind = {
             let mut kinds = self.by_kind.borrow_mut();
             let count = kinds.entry(info.kind).or_default();
@@ -94,7 +102,8 @@ impl Damage {
         {
             self.lasting.borrow_mut().push((info.kind, spec.clone()));
         }
-        let lasting = || self.lasting.borrow().iter().find(|(kind, _)| *kind == info.kind).map(|(_, spec)| spec.clone());
+        let lasting =
+            || self.lasting.borrow().iter().find(|(kind, _)| *kind == info.kind).map(|(_, spec)| spec.clone());
         let spec = named.cloned().or_else(lasting).or_else(|| self.at_random(&self.plan.random, info))?;
         // By name from now on, whatever it was called by.
         self.fired.borrow_mut().push(FaultSpec { at: FaultAt::Io(info.key), lasting: false, ..spec.clone() });

@@ -1,6 +1,6 @@
 //! The client: its requests, what it is told, and what it makes of it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -29,8 +29,6 @@ pub(super) struct Client {
     /// Requests whose success settled something: moments worth a power cut (CM 5.3 (2)).
     pub(super) settled: RefCell<Vec<OpId>>,
     pub(super) judged: Cell<u64>,
-    /// Bytes of the disk, as the client knows it.
-    pub(super) size: Cell<u64>,
     /// What the findings are called that are seen now.
     pub(super) phase: Cell<&'static str>,
     /// A flush has failed: later ones may go on failing (CM 4.7 (2)).
@@ -38,17 +36,34 @@ pub(super) struct Client {
 }
 
 impl Client {
+    /// The oracle, which knows by then whether the driver has sent its disk anything since it was last asked.
+    pub(super) fn oracle(&self) -> RefMut<'_, Oracle> {
+        let mut oracle = self.oracle.borrow_mut();
+        if self.damage.take_reached() {
+            oracle.disk_reached();
+        }
+        oracle
+    }
+
     pub(super) fn report(&self, finding: Finding) {
         self.findings.borrow_mut().push(finding);
     }
 
     /// A read that must not have been answered so.
     pub(super) fn violated(&self, op: Option<OpId>, violation: Violation) {
-        let mut finding = Finding::new(violation.code, self.phase.get(), violation.to_string());
+        let mut finding = Finding::new(violation.code.name(), self.phase.get(), violation.to_string());
         finding.op = op;
         finding.range = Some(violation.range);
         finding.allowed = violation.allowed;
         self.report(finding);
+    }
+
+    /// Judges the size that the driver says its disk has.
+    pub(super) fn sized(&self, op: Option<OpId>, node: &Node) {
+        let verdict = self.oracle().sized(node.info().size);
+        if let Err(violation) = verdict {
+            self.violated(op, violation);
+        }
     }
 
     /// Judges an error: whether anything that was done to the driver explains it (CM 4.2 (5)).
@@ -67,7 +82,7 @@ impl Client {
 pub(super) async fn perform(client: Rc<Client>, node: Node, op: Op) {
     let id = op.id;
     let faults_before = client.damage.count();
-    client.oracle.borrow_mut().submit(id, &op.act);
+    client.oracle().submit(id, &op.act);
     let result = match &op.act {
         Act::Read { range, vector } => read(&client, &node, id, *range, vector).await,
         Act::Write { range, fua, compressed } => {
@@ -96,23 +111,23 @@ pub(super) async fn perform(client: Rc<Client>, node: Node, op: Op) {
         Act::Resize { size } => node.resize(*size, Preallocation::Off).await,
         Act::Reopen | Act::Cut { .. } => Ok(()),
     };
-    finish(&client, &op, result, faults_before);
+    finish(&client, &node, &op, result, faults_before);
 }
 
-fn finish(client: &Client, op: &Op, result: Result<()>, faults_before: usize) {
+fn finish(client: &Client, node: &Node, op: &Op, result: Result<()>, faults_before: usize) {
     let id = op.id;
     match &result {
         Ok(()) => {
-            client.oracle.borrow_mut().end(id, Ending::Done);
-            if let Act::Resize { size } = op.act {
-                client.size.set(size);
-            }
+            client.oracle().end(id, Ending::Done);
             if let Act::Flush | Act::Write { fua: true, .. } | Act::Zeroes { fua: true, .. } = op.act {
                 client.settled.borrow_mut().push(id);
             }
         }
         Err(error) => {
-            client.oracle.borrow_mut().end(id, Ending::Failed);
+            client.oracle().end(id, Ending::Failed);
+            if let Act::Resize { .. } = op.act {
+                client.sized(Some(id), node);
+            }
             let refused = matches!(op.act, Act::Zeroes { no_fallback: true, .. } | Act::Write { compressed: true, .. })
                 && error.errno == Errno::NOTSUP;
             let flushes = match op.act {
@@ -147,16 +162,16 @@ async fn read(client: &Client, node: &Node, id: OpId, range: ByteRange, vector: 
         }
         All { pieces: pieces.into_iter().map(Some).collect(), failed: None }.await?;
     }
-    judge_read(client, Some(id), range, &data);
+    judge_read(client, id, range, &data);
     Ok(())
 }
 
 /// Judges what a read found.
-pub(super) fn judge_read(client: &Client, op: Option<OpId>, range: ByteRange, data: &[u8]) {
+pub(super) fn judge_read(client: &Client, id: OpId, range: ByteRange, data: &[u8]) {
     client.judged.set(client.judged.get().saturating_add(range.len()));
-    let verdict = client.oracle.borrow_mut().read(op.unwrap_or(0), range, data);
+    let verdict = client.oracle().read_end(id, range, data);
     if let Err(violation) = verdict {
-        client.violated(op, violation);
+        client.violated(Some(id), violation);
     }
 }
 
@@ -175,7 +190,7 @@ async fn status(client: &Client, node: &Node, id: OpId, range: ByteRange) -> Res
             client.report(Finding::new("map", client.phase.get(), text).by(id));
             return Ok(());
         }
-        let verdict = client.oracle.borrow_mut().status(id, extent, found.zero);
+        let verdict = client.oracle().status_end(id, extent, found.zero);
         if let Err(violation) = verdict {
             client.violated(Some(id), violation);
         }

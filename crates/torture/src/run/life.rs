@@ -8,29 +8,34 @@ use blkproof_block::graph::OpenError;
 use blkproof_block::nodes::raw;
 use blkproof_block::{BlockDevice, ByteRange, Node};
 use blkproof_sim::disk::{Content, DiskOptions};
-use blkproof_sim::{MoveKey, Owner, Schedule, SimDisk, Simulation, Step, Strategy, Stuck, TaskId};
+use blkproof_sim::{IoKey, MoveKey, Owner, Schedule, SimDisk, Simulation, Step, Strategy, Stuck, TaskId};
 
 use super::adversary::Damage;
 use super::client::{self, Client};
 use super::finding::Finding;
 use super::panics::{Panic, caught};
 use super::recover::{self, Explorer};
+use super::touched::Touched;
 use super::{Outcome, Settings, Stats, now};
-use crate::oracle::Oracle;
+use crate::oracle::{Ending, Oracle};
 use crate::plan::{Act, CrashPlan, CutPoint, CutState, Faults, Op, OpId, Plan, RandomFaults};
 use crate::target::{Files, Promises, Target, base_image};
 
 /// Times that an open is tried again after a fault, before faults stop.
 const OPENS_MAX: u32 = 4;
-/// Bytes of one request when what was touched is read again.
-const CHUNK: u64 = 1 << 20;
 
 pub(super) fn go(plan: &Plan, target: &dyn Target, settings: &Settings) -> Outcome {
     let mut run = match Run::new(plan, target, *settings) {
         Ok(run) => run,
         Err(text) => {
             let finding = Finding::new("create", "create", text);
-            return Outcome { findings: vec![finding], stats: Stats::default(), digest: 0, explicit: plan.clone() };
+            return Outcome {
+                findings: vec![finding],
+                stats: Stats::default(),
+                digest: 0,
+                undecided: None,
+                explicit: plan.clone(),
+            };
         }
     };
     if let Err(panic) = caught(|| run.go()) {
@@ -76,6 +81,10 @@ struct Run<'a> {
     digest: u64,
     /// Moves of earlier lives.
     steps: u64,
+    touched: Rc<Touched>,
+    undecided: Option<Vec<IoKey>>,
+    /// The next id of a request that the plan does not have.
+    own: OpId,
 }
 
 impl<'a> Run<'a> {
@@ -83,22 +92,22 @@ impl<'a> Run<'a> {
         let image = target.create(&plan.target)?;
         let base = plan.target.base.map(|size| Rc::new(base_image(size)));
         let mut simulation = Simulation::new(&plan.schedule);
+        let promises = target.promises(&plan.target);
         let damage = Damage::new(&plan.faults);
         let disk = simulation.disk(Self::options(plan, target, image));
         disk.set_adversary(Some(damage.adversary()));
         let client = Rc::new(Client {
-            oracle: RefCell::new(Oracle::new(plan.target.size, plan.target.base)),
+            oracle: RefCell::new(Oracle::with_promises(plan.target.size, plan.target.base, promises.of_client())),
             damage,
             findings: RefCell::default(),
             ended: RefCell::default(),
             settled: RefCell::default(),
             judged: 0.into(),
-            size: plan.target.size.into(),
             phase: "run".into(),
             flush_failed: false.into(),
         });
         let explorer = match &plan.crash {
-            CrashPlan::Explore { states, depth, seed } if target.promises(&plan.target).crash_safe => {
+            CrashPlan::Explore { states, depth, seed } if promises.crash_safe => {
                 Some(Explorer::new(*states, *depth, *seed))
             }
             _ => None,
@@ -107,7 +116,7 @@ impl<'a> Run<'a> {
             plan,
             target,
             settings,
-            promises: target.promises(&plan.target),
+            promises,
             simulation,
             disk,
             base,
@@ -122,6 +131,9 @@ impl<'a> Run<'a> {
             holds: Vec::new(),
             digest: 0,
             steps: 0,
+            touched: Rc::new(Touched::by(plan)),
+            undecided: None,
+            own: plan.ops.iter().map(|op| op.id).max().unwrap_or(0),
         })
     }
 
@@ -211,7 +223,7 @@ impl<'a> Run<'a> {
     fn send(&mut self, index: usize) {
         let plan = self.plan;
         let (Some(op), Some(node)) = (plan.ops.get(index), self.node.clone()) else { return };
-        if self.explorer.is_some() && recover::is_vague(&op.act) {
+        if self.explorer.is_some() && Oracle::cut_before(&op.act) {
             self.explore(CutPoint::BeforeOp(op.id));
         }
         let work = client::perform(Rc::clone(&self.client), node, op.clone());
@@ -261,7 +273,7 @@ impl<'a> Run<'a> {
             && let Place::Runs(task) = *place
         {
             self.simulation.cancel(task);
-            self.client.oracle.borrow_mut().dropped(op.id);
+            self.client.oracle().dropped(op.id);
             self.stats.drops = self.stats.drops.saturating_add(1);
             *place = Place::Ended;
         }
@@ -274,7 +286,8 @@ impl<'a> Run<'a> {
 
     fn stuck_with(&mut self, stuck: &Stuck) {
         let waiting: Vec<_> = stuck.owners().iter().filter(|owner| owner.0 > 0).map(|owner| owner.0).collect();
-        let ops: Vec<_> = waiting.iter().filter_map(|id| self.op(*id)).map(|op| format!("{} ({})", op.id, op.act.name())).collect();
+        let ops: Vec<_> =
+            waiting.iter().filter_map(|id| self.op(*id)).map(|op| format!("{} ({})", op.id, op.act.name())).collect();
         let mut finding = Finding::new("hang", self.client.phase.get(), format!("{stuck}; ops {}", ops.join(", ")));
         finding.op = waiting.first().copied();
         self.report(finding);
@@ -354,6 +367,7 @@ impl<'a> Run<'a> {
             let result = self.alone(owner, work);
             match result {
                 Some(Ok(node)) => {
+                    self.client.sized(None, &node);
                     self.node = Some(node);
                     break;
                 }
@@ -387,7 +401,7 @@ impl<'a> Run<'a> {
         self.alone(owner, async move {
             let _ = disk.drain().await;
         });
-        self.client.oracle.borrow_mut().reopened(result.is_ok());
+        self.client.oracle().reopened(result.is_ok());
         self.check(result.is_ok());
         !self.full()
     }
@@ -421,7 +435,7 @@ impl<'a> Run<'a> {
                 return false;
             }
         };
-        let after = self.client.oracle.borrow().after_crash().into_oracle();
+        let after = self.client.oracle().after_crash().into_oracle();
         self.node = None;
         self.keep_order();
         self.simulation = Simulation::new(&self.plan.schedule);
@@ -472,7 +486,9 @@ impl<'a> Run<'a> {
         if *planned != point {
             return false;
         }
-        let found = Explorer::one(self.scene(), state, again.as_deref(), &mut self.stats);
+        let scene = self.scene();
+        self.undecided = Some(scene.crash.ios());
+        let found = Explorer::one(scene, state, again.as_deref(), &mut self.stats);
         if let Some(mut finding) = found {
             finding.cut = Some((point, state.clone()));
             self.report(finding);
@@ -498,7 +514,8 @@ impl<'a> Run<'a> {
             promises: self.promises,
             base: self.base.clone(),
             crash: self.disk.crash(),
-            after: self.client.oracle.borrow().after_crash(),
+            after: self.client.oracle().after_crash(),
+            touched: Rc::clone(&self.touched),
             check: self.settings.check,
         }
     }
@@ -533,15 +550,17 @@ impl<'a> Run<'a> {
     /// Drains, and reads what was touched. Whether the driver still works.
     fn compare(&mut self, again: bool) -> bool {
         let Some(node) = self.node.clone() else { return false };
-        let drained = self.alone(Owner::default(), { let node = node.clone(); async move { node.drain().await } });
         let works = |run: &Self, what: &str, error: &blkproof_block::IoError| {
             if run.promises.recovers || again {
                 let text = format!("{what} failed with '{error}', although faults have stopped");
                 run.report(Finding::new("error-contract", "end", text));
             }
         };
-        match drained {
-            Some(Ok(())) => self.client.oracle.borrow_mut().drained(),
+        let drain = self.next_id();
+        self.client.oracle().submit(drain, &Act::Drain);
+        let draining = node.clone();
+        match self.alone(Owner::default(), async move { draining.drain().await }) {
+            Some(Ok(())) => self.client.oracle().end(drain, Ending::Done),
             Some(Err(error)) => {
                 works(self, "a drain", &error);
                 return true;
@@ -549,29 +568,36 @@ impl<'a> Run<'a> {
             None => return false,
         }
         self.disk.set_instant(true);
-        let size = self.client.size.get();
-        let ranges = self.client.oracle.borrow().touched();
-        for range in ranges {
-            let mut at = range.start;
-            while at < range.end.min(size) && !self.full() {
-                let part = ByteRange { start: at, end: at.saturating_add(CHUNK).min(range.end).min(size) };
-                let mut data = vec![0xcc; usize::try_from(part.len()).unwrap_or(0)];
-                match now(node.read(part.start, &mut data)) {
-                    Some(Ok(())) => client::judge_read(&self.client, None, part, &data),
-                    Some(Err(error)) => {
-                        works(self, &format!("a read of {part}"), &error);
-                        break;
-                    }
-                    None => {
-                        self.report(Finding::new("hang", "end", format!("a read of {part} does not end")));
-                        return false;
-                    }
+        let size = node.info().size;
+        let read = self.next_id();
+        let whole = ByteRange { start: 0, end: size };
+        self.client.oracle().submit(read, &Act::Read { range: whole, vector: Vec::new() });
+        let touched = Rc::clone(&self.touched);
+        for part in touched.pieces(size) {
+            if self.full() {
+                break;
+            }
+            let mut data = vec![0xcc; usize::try_from(part.len()).unwrap_or(0)];
+            match now(node.read(part.start, &mut data)) {
+                Some(Ok(())) => client::judge_read(&self.client, read, part, &data),
+                Some(Err(error)) => {
+                    works(self, &format!("a read of {part}"), &error);
+                    break;
                 }
-                at = part.end;
+                None => {
+                    self.report(Finding::new("hang", "end", format!("a read of {part} does not end")));
+                    return false;
+                }
             }
         }
+        self.client.oracle().end(read, Ending::Done);
         self.disk.set_instant(false);
         !self.full()
+    }
+
+    fn next_id(&mut self) -> OpId {
+        self.own = self.own.saturating_add(1);
+        self.own
     }
 
     fn outcome(mut self) -> Outcome {
@@ -590,7 +616,7 @@ impl<'a> Run<'a> {
                 None => CrashPlan::None,
             };
         }
-        Outcome { findings, stats: self.stats, digest: self.digest, explicit }
+        Outcome { findings, stats: self.stats, digest: self.digest, undecided: self.undecided, explicit }
     }
 }
 

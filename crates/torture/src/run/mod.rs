@@ -16,13 +16,16 @@ mod now;
 mod panics;
 mod recover;
 mod stats;
+mod touched;
+
+use blkproof_sim::IoKey;
 
 use crate::plan::Plan;
 use crate::target::Target;
 
 pub use self::finding::Finding;
-pub use self::stats::Stats;
 pub(crate) use self::now::now;
+pub use self::stats::Stats;
 
 /// Bounds of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,6 +53,9 @@ pub struct Outcome {
     pub stats: Stats,
     /// Two runs with one digest made the same moves, and their disks gave the same answers.
     pub digest: u64,
+    /// The requests below that the plan's own power cut decided over, in the order of their effects; `None` if there was
+    /// none.
+    pub undecided: Option<Vec<IoKey>>,
     /// The plan without chance: every fault that happened, and the order of the run, by name.
     pub explicit: Plan,
 }

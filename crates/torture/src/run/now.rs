@@ -49,9 +49,12 @@ mod tests {
             if left == 0 { Poll::Ready(()) } else { Poll::Pending }
         });
         assert_eq!(now(yields), Some(()));
-        assert_eq!(now(std::future::poll_fn::<(), _>(|cx| {
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })), None);
+        assert_eq!(
+            now(std::future::poll_fn::<(), _>(|cx| {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            })),
+            None
+        );
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use blkproof_block::nodes::raw;
-use blkproof_block::{BlockDevice, ByteRange, Node};
+use blkproof_block::{BlockDevice, Node};
 use blkproof_fault::disk::name::Order;
 use blkproof_fault::disk::{State, StateName};
 use blkproof_sim::disk::{Content, Crash, DiskOptions};
@@ -12,13 +12,11 @@ use blkproof_sim::{IoKey, SimDisk};
 
 use super::finding::Finding;
 use super::panics::caught;
+use super::touched::Touched;
 use super::{Stats, now};
 use crate::oracle::AfterCrash;
-use crate::plan::{Act, CutPoint, CutState, TargetSpec};
+use crate::plan::{CutPoint, CutState, TargetSpec};
 use crate::target::{Checked, Files, Promises, Target};
-
-/// Bytes of one request when what was touched is read.
-const CHUNK: u64 = 1 << 20;
 
 /// A moment at which the power may go, and who is to cope with it.
 pub(super) struct Scene<'a> {
@@ -29,6 +27,7 @@ pub(super) struct Scene<'a> {
     pub(super) crash: Crash,
     pub(super) after: AfterCrash,
     pub(super) check: bool,
+    pub(super) touched: Rc<Touched>,
 }
 
 /// Goes through the states of one moment after the other.
@@ -39,18 +38,18 @@ pub(super) struct Explorer {
     seed: u64,
 }
 
-/// Whether a request's content could excuse a bad zero: a moment before it is worth a cut (CM 5.3 (4)).
-pub(super) fn is_vague(act: &Act) -> bool {
-    matches!(act, Act::Zeroes { .. } | Act::Discard { .. } | Act::Resize { .. })
-}
-
 impl Explorer {
     pub(super) fn new(states: u32, depth: u8, seed: u64) -> Self {
         Self { states, depth, seed }
     }
 
     /// Looks into the states of a moment; the first that is not coped with, if there is one.
-    pub(super) fn explore(&mut self, scene: Scene<'_>, point: CutPoint, stats: &mut Stats) -> Option<(Finding, CutState)> {
+    pub(super) fn explore(
+        &mut self,
+        scene: Scene<'_>,
+        point: CutPoint,
+        stats: &mut Stats,
+    ) -> Option<(Finding, CutState)> {
         let count = scene.crash.count();
         stats.points = stats.points.saturating_add(1);
         stats.possible = stats.possible.saturating_add(count.count);
@@ -81,7 +80,8 @@ impl Explorer {
         stats: &mut Stats,
     ) -> Option<Finding> {
         stats.states = stats.states.saturating_add(1);
-        match name_of(&scene.crash, state).and_then(|name| scene.crash.state(&name).map_err(|error| error.to_string())) {
+        match name_of(&scene.crash, state).and_then(|name| scene.crash.state(&name).map_err(|error| error.to_string()))
+        {
             Ok(state) => scene.judge(&state, 0, stats),
             Err(text) => Some(Finding::new("plan", "cut", text)),
         }
@@ -122,39 +122,35 @@ impl Scene<'_> {
         let node = match now(self.target.open(files, self.spec)) {
             Some(Ok(node)) => node,
             Some(Err(error)) => {
-                return Some(Finding::new("I1", "recovery", format!("after a power cut the image does not open: {error}")));
+                return Some(Finding::new(
+                    "I1",
+                    "recovery",
+                    format!("after a power cut the image does not open: {error}"),
+                ));
             }
             None => return Some(Finding::new("I1", "recovery", "after a power cut opening the image does not end")),
         };
         let size = node.info().size;
-        if !self.after.sizes().any(|allowed| allowed == size) {
-            let allowed: Vec<_> = self.after.sizes().map(|size| format!("{size:#x}")).collect();
-            let text = format!("after a power cut the disk has {size:#x} bytes; allowed: {}", allowed.join(", "));
-            return Some(Finding::new("I9", "recovery", text));
+        if let Err(violation) = self.after.judge_size(size) {
+            return Some(Finding::new("I9", "recovery", format!("after a power cut {violation}")));
         }
-        let mut after = self.after.clone();
-        for range in self.after.touched() {
-            let mut at = range.start;
-            while at < range.end.min(size) {
-                let part = ByteRange { start: at, end: at.saturating_add(CHUNK).min(range.end).min(size) };
-                let mut data = vec![0xcc; usize::try_from(part.len()).unwrap_or(0)];
-                match now(node.read(part.start, &mut data)) {
-                    Some(Ok(())) => {}
-                    Some(Err(error)) => {
-                        let text = format!("after a power cut a read of {part} failed with '{error}'");
-                        return Some(Finding::new("I3", "recovery", text));
-                    }
-                    None => return Some(Finding::new("I1", "recovery", format!("a read of {part} does not end"))),
+        for part in self.touched.pieces(size) {
+            let mut data = vec![0xcc; usize::try_from(part.len()).unwrap_or(0)];
+            match now(node.read(part.start, &mut data)) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    let text = format!("after a power cut a read of {part} failed with '{error}'");
+                    return Some(Finding::new("I3", "recovery", text));
                 }
-                stats.judged = stats.judged.saturating_add(part.len());
-                if let Err(violation) = after.read(part, &data) {
-                    let text = format!("after a power cut {violation}");
-                    let mut finding = Finding::new(violation.code, "recovery", text);
-                    finding.range = Some(violation.range);
-                    finding.allowed = violation.allowed;
-                    return Some(finding);
-                }
-                at = part.end;
+                None => return Some(Finding::new("I1", "recovery", format!("a read of {part} does not end"))),
+            }
+            stats.judged = stats.judged.saturating_add(part.len());
+            if let Err(violation) = self.after.judge(part, &data) {
+                let text = format!("after a power cut {violation}");
+                let mut finding = Finding::new(violation.code.name(), "recovery", text);
+                finding.range = Some(violation.range);
+                finding.allowed = violation.allowed;
+                return Some(finding);
             }
         }
         None
@@ -183,7 +179,9 @@ pub(super) fn content_of(crash: &Crash, state: &CutState) -> Result<Content, Str
 fn name_of(crash: &Crash, state: &CutState) -> Result<StateName, String> {
     let change = |io: &IoKey| {
         let there = || crash.ios().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        crash.change(*io).ok_or_else(|| format!("request {io} is not among those that this cut decides over: {}", there()))
+        crash
+            .change(*io)
+            .ok_or_else(|| format!("request {io} is not among those that this cut decides over: {}", there()))
     };
     let all = |ios: &[IoKey]| ios.iter().map(change).collect::<Result<BTreeSet<_>, String>>();
     Ok(match state {

@@ -2,10 +2,10 @@
 
 use std::io;
 
-use blkproof_check::source::Source;
-use blkproof_check::watch::Silent;
 use blkproof_check::code::Severity;
 use blkproof_check::finding::Confidence;
+use blkproof_check::source::Source;
+use blkproof_check::watch::Silent;
 use blkproof_check::{Format, Options, Verdict, check};
 use blkproof_sim::disk::Content;
 
@@ -30,8 +30,14 @@ pub enum Checked {
 /// Runs the check of `format` over an image. Findings of the codes `harmless` waste space, whatever others call them.
 pub fn check_image(image: &Content, format: Format, harmless: &[&str]) -> Checked {
     let source = Image { pages: image.pages(), len: image.size() };
-    let options =
-        Options { format: Some(format), data: true, threads: 1, max_findings: 16, orphans: false, ..Options::default() };
+    let options = Options {
+        format: Some(format),
+        data: true,
+        threads: 1,
+        max_findings: 16,
+        orphans: false,
+        ..Options::default()
+    };
     let report = check(&source, &options, &Silent);
     // A guess of the check is no evidence: what a power cut leaves looks like many things.
     let bad = report.findings.iter().find(|finding| {

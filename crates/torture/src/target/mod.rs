@@ -4,10 +4,8 @@
 //! driver that has no image to make and no checker:
 //!
 //! ```
-//! use blkproof_block::graph::OpenError;
-//! use blkproof_block::{LocalBoxFuture, Node};
 //! use blkproof_torture::plan::TargetSpec;
-//! use blkproof_torture::target::{Files, Target};
+//! use blkproof_torture::target::{Files, Opening, Target};
 //!
 //! struct Mine;
 //!
@@ -15,23 +13,28 @@
 //!     fn name(&self) -> &str {
 //!         "mine"
 //!     }
-//!     fn open(&self, files: Files, _spec: &TargetSpec) -> LocalBoxFuture<'static, Result<Node, OpenError>> {
+//!     fn open(&self, files: Files, _spec: &TargetSpec) -> Opening {
 //!         Box::pin(async move { Ok(files.image) }) // a real driver puts itself around it
 //!     }
 //! }
 //! ```
 
+pub mod formats;
 mod image;
 mod ours;
 
+use blkproof_block::LocalBoxFuture;
+pub use blkproof_block::Node;
 use blkproof_block::graph::OpenError;
-use blkproof_block::{LocalBoxFuture, Node};
-use blkproof_sim::disk::Content;
+use blkproof_fault::disk::{FlushError, Profile};
+pub use blkproof_sim::disk::Content;
 
 pub use self::image::{Checked, check_image};
 pub use self::ours::{Qcow2, Raw, Vdi, find, names};
+use crate::oracle;
 use crate::plan::TargetSpec;
 use crate::stamp;
+use crate::workload::{Features, TargetInfo, Variant};
 
 /// What a driver is opened on.
 #[derive(Debug)]
@@ -41,6 +44,9 @@ pub struct Files {
     /// The disk below it, for an overlay.
     pub base: Option<Node>,
 }
+
+/// An image being opened.
+pub type Opening = LocalBoxFuture<'static, Result<Node, OpenError>>;
 
 /// What a driver promises beyond what every driver does (CM 4).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,13 +76,20 @@ impl Default for Promises {
     }
 }
 
+impl Promises {
+    /// What of them the oracle of a client has to know.
+    pub(crate) fn of_client(&self) -> oracle::Promises {
+        oracle::Promises { failed_flush_forgets: self.forgets_failed_flush, ..oracle::Promises::default() }
+    }
+}
+
 /// A driver.
 pub trait Target: Sync {
     /// Its name in plans.
     fn name(&self) -> &str;
 
     /// Opens what [`create`](Self::create) made.
-    fn open(&self, files: Files, spec: &TargetSpec) -> LocalBoxFuture<'static, Result<Node, OpenError>>;
+    fn open(&self, files: Files, spec: &TargetSpec) -> Opening;
 
     /// The image file of a disk as `spec` has it, as a tool would make it. By default a raw one: zeroes.
     ///
@@ -103,20 +116,32 @@ pub trait Target: Sync {
         Checked::Unchecked
     }
 
-    /// Sets of options worth trying, the default first.
-    fn variants(&self) -> Vec<Vec<(String, String)>> {
-        vec![Vec::new()]
+    /// The images worth trying, and what can be asked of them. By default one of 8 MiB, of which everything can be asked
+    /// that the block contract has, but compression, other sizes and a base.
+    fn info(&self) -> TargetInfo {
+        TargetInfo {
+            name: self.name().to_owned(),
+            variants: vec![variant(&[], 8 << 20, 64 << 10)],
+            profiles: vec![Profile::Ordered, Profile::Request, Profile::Block, Profile::Torn],
+            blocks: vec![512, 4096],
+            flush_errors: vec![FlushError::Keep],
+        }
     }
+}
 
-    /// Bytes of an allocation unit, 0 if there is none.
-    fn cluster(&self, spec: &TargetSpec) -> u64 {
-        let _ = spec;
-        0
-    }
-
-    /// Whether it can stand over a base image.
-    fn takes_base(&self) -> bool {
-        false
+/// An image with these options, of this size and with units of so many bytes, of which everything can be asked but
+/// compression and other sizes.
+pub fn variant(options: &[(&str, &str)], size: u64, cluster: u64) -> Variant {
+    Variant {
+        options: options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        size,
+        size_alignment: 512,
+        alignment: 1,
+        cluster,
+        spans: Vec::new(),
+        hot: Vec::new(),
+        base: false,
+        features: Features { compressed: false, grow: false, shrink: false, ..Features::ALL },
     }
 }
 

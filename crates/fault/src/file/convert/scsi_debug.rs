@@ -1,11 +1,13 @@
 //! Linux' scsi_debug: its module parameters (`opts=2 medium_error_start=50 every_nth=5`), or lines for
 //! `/sys/kernel/debug/scsi_debug/<h:c:t:l>/error` (`2 -10 0x88 0 0 0x2 0x3 0x11 0x0`).
 
+use std::time::Duration;
+
 use blkproof_block::{ByteRange, DeviceError, Errno};
 
 use super::{Draft, EIO, Options, Wrong, c_number, refusal};
 use crate::request::Operations;
-use crate::rule::{Action, Done, Failure, On};
+use crate::rule::{Action, Delay, Done, Failure, On};
 
 pub(super) fn read(text: &str, options: &Options, draft: &mut Draft) -> Result<(), Wrong> {
     let first = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
@@ -22,11 +24,9 @@ const PLAIN: &[&str] = &[
     "ato",
     "cdb_len",
     "clustering",
-    "delay",
     "dev_size_mb",
     "dix",
     "dsense",
-    "fake_rw",
     "guard",
     "host_lock",
     "host_max_queue",
@@ -34,7 +34,6 @@ const PLAIN: &[&str] = &[
     "lowest_aligned",
     "max_luns",
     "max_queue",
-    "ndelay",
     "no_lun_0",
     "num_parts",
     "num_tgts",
@@ -43,7 +42,6 @@ const PLAIN: &[&str] = &[
     "per_host_store",
     "physblk_exp",
     "ptype",
-    "random",
     "removable",
     "scsi_level",
     "statistics",
@@ -54,9 +52,7 @@ const PLAIN: &[&str] = &[
     "unmap_max_blocks",
     "unmap_max_desc",
     "uuid_ctl",
-    "virtual_gb",
     "vpd_use_hostno",
-    "wp",
     "write_same_length",
     "lbpu",
     "lbpws",
@@ -66,9 +62,18 @@ const PLAIN: &[&str] = &[
     "inq_rev",
     "inq_vendor",
     "strict",
-    "tur_ms_to_ready",
     "allow_restart",
 ];
+
+/// Parameters that change what requests meet, unless they are 0, in a way that no rule has.
+const LOST: &[(&str, &str)] = &[
+    ("fake_rw", "reads and writes that move no data"),
+    ("tur_ms_to_ready", "commands refused until the disk is ready"),
+    ("virtual_gb", "sectors that wrap around at the end of the store"),
+];
+
+/// What a tick of the kernel's clock is taken for, as it is with `CONFIG_HZ_250`.
+const JIFFY: Duration = Duration::from_millis(4);
 
 struct Parameters {
     opts: u64,
@@ -76,11 +81,27 @@ struct Parameters {
     start: u64,
     count: u64,
     sector_size: u32,
+    /// Ticks; none, or below 0, is no time worth telling.
+    delay: i64,
+    /// Nanoseconds, instead of ticks.
+    ndelay: u64,
+    /// Delays are anything up to that.
+    random: bool,
+    write_protected: bool,
 }
 
 fn parameters(text: &str, options: &Options, draft: &mut Draft) -> Result<(), Wrong> {
-    let mut is =
-        Parameters { opts: 0, every_nth: 0, start: 0x1234, count: 10, sector_size: options.lba_size.unwrap_or(512) };
+    let mut is = Parameters {
+        opts: 0,
+        every_nth: 0,
+        start: 0x1234,
+        count: 10,
+        sector_size: options.lba_size.unwrap_or(512),
+        delay: 0,
+        ndelay: 0,
+        random: false,
+        write_protected: false,
+    };
     let mut found = false;
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.split('#').next().unwrap_or_default();
@@ -88,6 +109,11 @@ fn parameters(text: &str, options: &Options, draft: &mut Draft) -> Result<(), Wr
             let Some((key, value)) = word.split_once('=') else { continue };
             let wrong = || (number, format!("'{value}' is no value for {key}"));
             let figure = c_number(value);
+            let flag = || match value {
+                "1" | "y" | "Y" => Ok(true),
+                "0" | "n" | "N" => Ok(false),
+                _ => Err(wrong()),
+            };
             let natural = || figure.and_then(|figure| u64::try_from(figure).ok()).ok_or_else(wrong);
             match key.strip_prefix("scsi_debug.").unwrap_or(key) {
                 "opts" => is.opts = natural()?,
@@ -99,8 +125,16 @@ fn parameters(text: &str, options: &Options, draft: &mut Draft) -> Result<(), Wr
                     let size = u32::try_from(size).ok().filter(|size| [512, 1024, 2048, 4096].contains(size));
                     is.sector_size = size.ok_or_else(wrong)?;
                 }
+                "delay" => is.delay = figure.and_then(|figure| i64::try_from(figure).ok()).ok_or_else(wrong)?,
+                "ndelay" => is.ndelay = natural()?,
+                "random" => is.random = flag()?,
+                "wp" => is.write_protected = flag()?,
                 known if PLAIN.contains(&known) => {}
-                unknown => draft.lost(format!("the parameter {unknown}, which is not known here")),
+                key => match LOST.iter().find(|(lost, _)| *lost == key) {
+                    Some(_) if natural()? == 0 => {}
+                    Some((_, words)) => draft.lost(format!("{key}={value}: {words}")),
+                    None => draft.lost(format!("the parameter {key}, which is not known here")),
+                },
             }
             found = true;
         }
@@ -109,8 +143,40 @@ fn parameters(text: &str, options: &Options, draft: &mut Draft) -> Result<(), Wr
         return Err((1, "these are neither module parameters such as opts=2 nor lines for the file error".to_owned()));
     }
     draft.rules.lba_size = is.sector_size;
+    slow(&is, draft);
+    protected(&is, draft);
     gated(&is, draft);
     medium(&is, draft)
+}
+
+/// How long each command takes. It comes before the others: a delay goes on to the next rule.
+fn slow(is: &Parameters, draft: &mut Draft) {
+    let ticks = u32::try_from(is.delay).unwrap_or(if is.delay > 0 { u32::MAX } else { 0 });
+    let (longest, written) = match is.ndelay {
+        0 => (JIFFY.saturating_mul(ticks), format!("delay={}", is.delay)),
+        ns => (Duration::from_nanos(ns), format!("ndelay={ns}")),
+    };
+    if longest.is_zero() {
+        if is.random {
+            draft.lost("random=1 without a delay: how long a command takes by itself");
+        }
+        return;
+    }
+    if is.ndelay == 0 {
+        draft.lost("delay counts ticks of the kernel's clock; here each is taken for 4 ms (HZ=250)");
+    }
+    let delay = if is.random { Delay::Uniform(Duration::ZERO, longest) } else { Delay::Fixed(longest) };
+    let note = if is.random { format!("{written} random=1") } else { written };
+    draft.rule("delay", On { operations: Operations::DATA, ..On::default() }, Action::Delay(delay), vec![note]);
+}
+
+/// A disk that is write protected.
+fn protected(is: &Parameters, draft: &mut Draft) {
+    if is.write_protected {
+        let operations = Operations::WRITE | Operations::WRITE_ZEROES | Operations::DISCARD;
+        let error = Failure::device(DeviceError::Scsi { key: 7, asc: 0x27, ascq: 2 });
+        draft.rule("write-protected", On { operations, ..On::default() }, refusal(error), vec!["wp=1".to_owned()]);
+    }
 }
 
 const MEDIUM: u64 = 2;

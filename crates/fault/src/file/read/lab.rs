@@ -1,6 +1,7 @@
 //! Lab files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
 
 use blkproof_block::graph::{CacheMode, Options};
 
@@ -59,7 +60,9 @@ impl<'a> Reader<'a> {
             return self.wrong(&exports, format!("there are {}; {EXPORTS_MAX} at most are served", list.len()));
         }
         let mut names = BTreeSet::new();
+        let mut written = BTreeMap::new();
         for tree in list {
+            self.own_files(tree, &mut written);
             let field = Field { path: "export".to_owned(), tree };
             let Some(export) = self.export(&field) else { continue };
             if !names.insert(export.name.value.clone()) {
@@ -69,6 +72,27 @@ impl<'a> Reader<'a> {
             lab.exports.push(export);
         }
         Some(lab)
+    }
+
+    /// A log or a trace that two exports write would be neither one's. `written` are those before, and where they stand.
+    fn own_files(&mut self, tree: &'a Tree, written: &mut BTreeMap<PathBuf, (&'static str, Option<usize>)>) {
+        for field in ["export.log", "export.trace"] {
+            let Some(file) = field.strip_prefix("export.").and_then(|key| tree.get(key)) else { continue };
+            let Value::Text(name) = &file.value else { continue };
+            // Neither '.' nor a doubled '/' makes another file.
+            let path: PathBuf = Path::new(name).components().filter(|part| *part != Component::CurDir).collect();
+            if let Some((other, at)) = written.get(&path) {
+                let place = self.lines.zip(*at).map(|(lines, at)| lines.place(at));
+                let place = place.map(|place| format!(", {}:{}", place.line, place.column));
+                let words = format!(
+                    "'{name}' is written already ({other}{}); every log and trace has a file of its own",
+                    place.unwrap_or_default()
+                );
+                self.mistake(file.at, field, words);
+            } else {
+                written.insert(path, (field, file.at));
+            }
+        }
     }
 
     fn export(&mut self, field: &Field<'a>) -> Option<ExportEntry> {
@@ -282,6 +306,16 @@ do = { fail = "03/1101" }
                 "graph = \"a.qcow2\"",
                 "graph = \"a.qcow2\"\ndescription = \"a\\u0000b\"",
                 "export.description: descriptions have",
+            ),
+            (
+                "rules = \"bad.toml\"\n\n[[export]]\n",
+                "trace = \"./t\"\n\n[[export]]\ntrace = \"t\"\n",
+                "lab.toml:14:9: export.trace: 't' is written already (export.trace, 11:9); every log and trace has",
+            ),
+            (
+                "rules = \"bad.toml\"",
+                "log = \"t\"\ntrace = \"t\"",
+                "lab.toml:12:9: export.trace: 't' is written already (export.log, 11:7); every log",
             ),
             ("64M", "64Q", "lab.toml:5:17: max-in-flight: '64Q' is no size"),
             (

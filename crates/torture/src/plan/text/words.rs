@@ -115,7 +115,20 @@ pub(super) fn named<T: Copy>(what: &str, word: &str, names: &[(&str, T)]) -> Res
 /// A word nobody knows, and the nearest that somebody does, or all.
 pub(super) fn unknown<'a>(what: &str, word: &str, names: impl Iterator<Item = &'a str> + Clone) -> String {
     let mut words = format!("'{}' is no {what}", shown(word));
-    let near = if word.len() > SHOWN_MAX { None } else { graph::nearest(word, names.clone()) };
+    // Letters in the wrong order are two edits, too many for a short word, and yet the commonest mistake.
+    let letters = |word: &str| {
+        let mut letters: Vec<char> = word.chars().collect();
+        letters.sort_unstable();
+        letters
+    };
+    let swapped = || {
+        let mixed = letters(word);
+        names.clone().find(|name| letters(name) == mixed).map(str::to_owned)
+    };
+    let near = match word.len() <= SHOWN_MAX {
+        true => swapped().or_else(|| graph::nearest(word, names.clone())),
+        false => None,
+    };
     // Writing to a string does not fail.
     let _ = match near {
         Some(near) => write!(words, "; did you mean '{near}'?"),

@@ -1,0 +1,206 @@
+//! Many seeds, by as many threads as there are, with the result of one.
+//!
+//! A seed is run by whoever comes to it; findings are taken in the order of seeds, and of two findings with one signature
+//! the one of the lower seed is kept. So what a campaign reports does not depend on how many threads worked on it, but
+//! where a clock or a signal ended it.
+
+mod judge;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+pub use self::judge::Replays;
+pub use self::watch::{Silent, Watch};
+
+use crate::finding::Signature;
+use crate::plan::Plan;
+use crate::run::{Finding, Settings, Stats, run};
+use crate::shrink::{Budget, Progress, Shrunk, shrink};
+use crate::target::Target;
+use crate::workload::{Profile, generate};
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Campaign {
+    /// How much is spent on a seed.
+    pub profile: Profile,
+    /// The first seed.
+    pub first: u64,
+    /// How many seeds; `None`: until [`Watch::stop`] says so.
+    pub runs: Option<u64>,
+    /// Findings of different signatures after which it ends; 0: never.
+    pub until_findings: usize,
+    /// Threads.
+    pub jobs: usize,
+    /// Of so many seeds one is run twice, to see whether the driver is deterministic; 0: none but those that fail.
+    pub repeat_every: u64,
+    /// Bounds of a run.
+    pub settings: Settings,
+    /// How far findings are shrunk; `None`: not at all.
+    pub shrink: Option<Budget>,
+}
+
+impl Default for Campaign {
+    fn default() -> Self {
+        Self {
+            profile: Profile::QUICK,
+            first: 0,
+            runs: Some(100),
+            until_findings: 1,
+            jobs: 1,
+            repeat_every: 20,
+            settings: Settings::default(),
+            shrink: Some(Budget::default()),
+        }
+    }
+}
+
+/// Something found, and the least plan that shows it.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The seed that found it first.
+    pub seed: u64,
+    /// Seeds of the campaign that found it.
+    pub times: u64,
+    /// Client requests of the seeds up to and with the one that found it.
+    pub ops: u64,
+    /// What the first run said.
+    pub finding: Finding,
+    /// That run's plan, without chance.
+    pub plan: Plan,
+    /// What shrinking made of it.
+    pub shrunk: Option<Shrunk>,
+}
+
+impl Found {
+    /// The least plan there is.
+    pub fn least(&self) -> &Plan {
+        self.shrunk.as_ref().map_or(&self.plan, |shrunk| &shrunk.plan)
+    }
+}
+
+/// What came of a campaign.
+#[derive(Clone, Debug, Default)]
+pub struct Results {
+    /// Seeds that were run, all those before the last one among them.
+    pub seeds: u64,
+    /// What was done.
+    pub stats: Stats,
+    /// What was found, by seed.
+    pub found: Vec<Found>,
+}
+
+/// What a worker puts down for a seed.
+struct Entry {
+    stats: Stats,
+    finding: Option<(Finding, Plan)>,
+}
+
+/// Runs a campaign against a target.
+pub fn campaign(campaign: &Campaign, target: &dyn Target, watch: &dyn Watch) -> Results {
+    let desk = Desk {
+        next: AtomicU64::new(campaign.first),
+        enough: AtomicBool::new(false),
+        entries: Mutex::new(BTreeMap::new()),
+    };
+    let info = target.info();
+    let work = || {
+        loop {
+            if desk.enough.load(Ordering::Acquire) || watch.stop() {
+                return;
+            }
+            let seed = desk.next.fetch_add(1, Ordering::Relaxed);
+            if campaign.runs.is_some_and(|runs| seed.wrapping_sub(campaign.first) >= runs) {
+                return;
+            }
+            let plan = generate(seed, &info, &campaign.profile);
+            let entry = one(campaign, target, &plan);
+            desk.put(campaign, seed, entry, watch);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..campaign.jobs.max(1) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let entries = desk.entries.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut results = gather(campaign, entries);
+    if let Some(budget) = &campaign.shrink {
+        for found in &mut results.found {
+            if found.finding.signature.code == "nondeterminism" {
+                continue;
+            }
+            let judge = Replays { target, settings: campaign.settings, jobs: campaign.jobs };
+            let signature = found.finding.signature.clone();
+            let mut look = |progress: &Progress<'_>| {
+                watch.shrinking(progress);
+                if watch.stop_shrinking() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            found.shrunk = Some(shrink(&found.plan, &signature, budget, &judge, &mut look));
+        }
+    }
+    results
+}
+
+/// Runs one plan; and again, if it fails or its seed is one of those.
+fn one(campaign: &Campaign, target: &dyn Target, plan: &Plan) -> Entry {
+    let outcome = run(plan, target, &campaign.settings);
+    let (stats, mut finding) = (outcome.stats, outcome.findings.into_iter().next());
+    let asked = campaign.repeat_every > 0 && plan.seed.is_multiple_of(campaign.repeat_every);
+    if asked || finding.is_some() {
+        let again = run(plan, target, &campaign.settings);
+        if again.digest != outcome.digest {
+            let text = "the same plan made another run: the driver depends on something that is not its input";
+            finding = Some(Finding::new("nondeterminism", "run", text));
+        }
+    }
+    Entry { stats, finding: finding.map(|finding| (finding, outcome.explicit)) }
+}
+
+struct Desk {
+    next: AtomicU64,
+    enough: AtomicBool,
+    entries: Mutex<BTreeMap<u64, Entry>>,
+}
+
+impl Desk {
+    fn put(&self, campaign: &Campaign, seed: u64, entry: Entry, watch: &dyn Watch) {
+        watch.seed(seed, &entry.stats, entry.finding.as_ref().map(|(finding, _)| finding));
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.insert(seed, entry);
+        // Enough is enough once all seeds before are done: a lower one may yet find something.
+        let done = (campaign.first..).zip(entries.iter()).take_while(|(want, (seed, _))| want == *seed);
+        let mut signatures: Vec<&Signature> =
+            done.filter_map(|(_, (_, entry))| entry.finding.as_ref().map(|(finding, _)| &finding.signature)).collect();
+        signatures.sort_unstable();
+        signatures.dedup();
+        if campaign.until_findings > 0 && signatures.len() >= campaign.until_findings {
+            self.enough.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// Puts together what the seeds came to, in their order, up to the last one needed.
+fn gather(campaign: &Campaign, entries: BTreeMap<u64, Entry>) -> Results {
+    let mut results = Results::default();
+    for (seed, entry) in entries {
+        results.seeds = results.seeds.saturating_add(1);
+        results.stats += entry.stats;
+        let Some((finding, plan)) = entry.finding else { continue };
+        match results.found.iter_mut().find(|found| found.finding.signature == finding.signature) {
+            Some(found) => found.times = found.times.saturating_add(1),
+            None => {
+                let ops = results.stats.ops;
+                results.found.push(Found { seed, times: 1, ops, finding, plan, shrunk: None });
+            }
+        }
+        if campaign.until_findings > 0 && results.found.len() >= campaign.until_findings {
+            break;
+        }
+    }
+    results
+}

@@ -1,0 +1,228 @@
+//! What may be in a unit: now, and after a power cut.
+//!
+//! A unit is one piece, or several where requests began or ended inside it. A piece knows the requests that touched it,
+//! as far as they matter: `live` are those a read may return, or may come to, and `older` are those no read returns any
+//! more but which a power cut may bring back, because nothing durable has replaced them yet.
+
+use std::rc::Rc;
+
+use super::ops::{INITIAL, NEVER, Ops, Time};
+use crate::plan::OpId;
+use crate::stamp::SLICE;
+
+/// A request that a power cut may bring back, and those before it.
+#[derive(Debug)]
+pub(super) struct Older {
+    op: OpId,
+    /// A read found this one when both had ended, so of two durable ones this is the later. `INITIAL`: none did.
+    passed: OpId,
+    /// When the last of this and those below was settled.
+    settled: Time,
+    depth: u32,
+    below: Option<Rc<Older>>,
+}
+
+impl Drop for Older {
+    /// One by one, as a chain of a hundred thousand would not fit the stack.
+    fn drop(&mut self) {
+        let mut next = self.below.take();
+        while let Some(Ok(mut older)) = next.map(Rc::try_unwrap) {
+            next = older.below.take();
+        }
+    }
+}
+
+/// What a read made certain.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Pin {
+    /// The end of that read.
+    pub(super) since: Time,
+    /// What it may have found; more than one only where the bytes do not tell.
+    pub(super) values: Vec<OpId>,
+}
+
+/// Some bytes of a unit.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    /// Bytes of the unit, from and to.
+    pub(super) from: u16,
+    pub(super) to: u16,
+    /// In order of submission.
+    pub(super) live: Vec<OpId>,
+    pub(super) pin: Option<Pin>,
+    /// What the latest read to tell found while something was under way, and when it ended.
+    pub(super) glimpse: Option<(Time, OpId)>,
+    older: Option<Rc<Older>>,
+}
+
+/// A unit, or rather all that have been through the same.
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    /// They tile the unit.
+    pub(super) pieces: Vec<Piece>,
+    life: u32,
+}
+
+const UNIT: u16 = SLICE as u16;
+/// Chains are looked through whenever they have grown by this.
+const SWEEP: u32 = 32;
+
+impl State {
+    /// A unit that nothing has touched.
+    pub(super) fn untouched(ops: &Ops) -> Self {
+        let whole = Piece { from: 0, to: UNIT, live: vec![INITIAL], pin: None, glimpse: None, older: None };
+        Self { pieces: vec![whole], life: ops.life() }
+    }
+
+    /// Whether a power cut has come since the unit was last looked at.
+    pub(super) fn is_past(&self, ops: &Ops) -> bool {
+        self.life != ops.life()
+    }
+
+    /// The unit after the power cut that ended the life in which it was last touched.
+    pub(super) fn after_cut(&self, ops: &Ops) -> Self {
+        let after = |piece: &Piece| {
+            let mut live = Vec::new();
+            piece.survivors(ops, &mut live);
+            Piece { live, pin: None, glimpse: None, older: None, ..*piece }
+        };
+        Self { pieces: self.pieces.iter().map(after).collect(), life: ops.life() }
+    }
+
+    /// A request touches the bytes from `from` to before `to`.
+    pub(super) fn touched(&self, from: u16, to: u16, op: OpId, ops: &Ops, horizon: Time) -> Self {
+        let mut state = self.cut_at(from, to);
+        let inside = state.pieces.iter_mut().filter(|piece| from <= piece.from && piece.to <= to);
+        inside.for_each(|piece| piece.push(op, ops, horizon));
+        state
+    }
+
+    /// The same, with pieces that end at these bytes.
+    pub(super) fn cut_at(&self, from: u16, to: u16) -> Self {
+        let mut state = self.clone();
+        for cut in [from, to] {
+            let inside = |piece: &Piece| piece.from < cut && cut < piece.to;
+            if let Some(index) = state.pieces.iter().position(inside) {
+                let tail = Piece { from: cut, ..state.pieces[index].clone() };
+                state.pieces[index].to = cut;
+                state.pieces.insert(index + 1, tail);
+            }
+        }
+        state
+    }
+}
+
+impl Piece {
+    /// What a read may return that was sent at `start` and ends now, in order of submission (CM 4.2): what no success
+    /// replaced before the read was sent, and no earlier read has ruled out.
+    pub(super) fn allowed<'a>(&'a self, ops: &'a Ops, start: Time) -> impl DoubleEndedIterator<Item = OpId> + 'a {
+        let floor = self.floor(ops, start);
+        let pin = self.pin.as_ref().filter(|pin| pin.since < start);
+        self.live.iter().copied().filter(move |&op| {
+            let forgotten = pin.is_some_and(|pin| ops.at(op).submit < pin.since && !pin.values.contains(&op));
+            ops.settled(op) >= floor && !forgotten
+        })
+    }
+
+    /// When the latest request was sent that rules out what was settled before, for a read sent at `start`.
+    fn floor(&self, ops: &Ops, start: Time) -> Time {
+        let excluding = self.live.iter().filter(|&&op| ops.excludes(op) && ops.ended(op) < start);
+        excluding.map(|&op| ops.at(op).submit).max().unwrap_or(0)
+    }
+
+    /// Whether nothing was under way at any moment since `start`.
+    pub(super) fn is_quiet(&self, ops: &Ops, start: Time) -> bool {
+        self.live.iter().all(|&op| ops.ended(op) < start)
+    }
+
+    /// A read that ended at `now` found one of `values`, nothing being under way. No read in flight was sent before
+    /// `horizon`.
+    pub(super) fn settle(&mut self, values: Vec<OpId>, now: Time, ops: &Ops, horizon: Time) {
+        self.glimpse = None;
+        if horizon <= now {
+            // A read in flight may have seen what was there before.
+            self.pin = Some(Pin { since: now, values });
+            return;
+        }
+        let passed = match values[..] {
+            [only] => only,
+            _ => INITIAL,
+        };
+        for op in std::mem::take(&mut self.live) {
+            if !values.contains(&op) {
+                self.retire(op, passed, ops);
+            }
+        }
+        self.live = values;
+        self.pin = None;
+    }
+
+    fn push(&mut self, op: OpId, ops: &Ops, horizon: Time) {
+        if let Some(pin) = self.pin.take_if(|pin| pin.since < horizon) {
+            let later: Vec<_> = self.live.iter().copied().filter(|&op| ops.at(op).submit > pin.since).collect();
+            self.live.retain(|&op| ops.at(op).submit < pin.since);
+            self.settle(pin.values, pin.since, ops, NEVER);
+            self.live.extend(later);
+        }
+        let floor = self.floor(ops, horizon);
+        if self.live.iter().any(|&op| ops.settled(op) < floor) {
+            for op in std::mem::take(&mut self.live) {
+                match ops.settled(op) < floor {
+                    true => self.retire(op, INITIAL, ops),
+                    false => self.live.push(op),
+                }
+            }
+        }
+        let durable = self.live.iter().filter(|&&op| ops.durable(op)).map(|&op| ops.at(op).submit).max();
+        self.older = self.older.take_if(|older| durable.is_none_or(|durable| older.settled >= durable));
+        self.sweep(ops);
+        self.live.push(op);
+    }
+
+    fn retire(&mut self, op: OpId, passed: OpId, ops: &Ops) {
+        let below = self.older.take();
+        let settled = ops.settled(op).max(below.as_ref().map_or(0, |below| below.settled));
+        let depth = below.as_ref().map_or(0, |below| below.depth) + 1;
+        self.older = Some(Rc::new(Older { op, passed, settled, depth, below }));
+    }
+
+    /// Forgets what something durable has replaced, now and then.
+    fn sweep(&mut self, ops: &Ops) {
+        if self.older.as_ref().is_none_or(|older| older.depth % SWEEP != 0) {
+            return;
+        }
+        let floor = self.durable_floor(ops);
+        let kept: Vec<_> =
+            self.chain().filter(|older| ops.settled(older.op) >= floor).map(|older| (older.op, older.passed)).collect();
+        self.older = None;
+        for (op, passed) in kept.into_iter().rev() {
+            self.retire(op, passed, ops);
+        }
+    }
+
+    fn chain(&self) -> impl Iterator<Item = &Older> {
+        std::iter::successors(self.older.as_deref(), |older| older.below.as_deref())
+    }
+
+    fn durable_floor(&self, ops: &Ops) -> Time {
+        let all = self.chain().map(|older| older.op).chain(self.live.iter().copied());
+        all.filter(|&op| ops.durable(op)).map(|op| ops.at(op).submit).max().unwrap_or(0)
+    }
+
+    /// What may be there after a power cut (CM 5.6), in order of submission: whatever was not settled when something
+    /// durable was sent, nor was found by a read to be older than something durable.
+    pub(super) fn survivors(&self, ops: &Ops, survivors: &mut Vec<OpId>) {
+        let floor = self.durable_floor(ops);
+        let overtaken = |older: &&Older| older.passed != INITIAL && ops.durable(older.op) && ops.durable(older.passed);
+        let older = self.chain().filter(|older| !overtaken(older)).map(|older| older.op);
+        let pinned = |op: &OpId| match self.pin.as_ref().map(|pin| (pin.since, &pin.values[..])) {
+            Some((since, &[only])) => {
+                *op == only || ops.at(*op).submit > since || !ops.durable(*op) || !ops.durable(only)
+            }
+            _ => true,
+        };
+        let live = self.live.iter().copied().filter(pinned);
+        survivors.extend(older.chain(live).filter(|&op| ops.settled(op) >= floor && ops.sent(op)));
+        survivors.sort_unstable_by_key(|&op| ops.at(op).submit);
+    }
+}
