@@ -1,5 +1,7 @@
 //! What is planted, where, after which real bug, and what must fire.
 
+mod entries;
+
 use crate::Mutant;
 
 /// What a tester must be able to do to find a defect (the codes of the bug gallery).
@@ -40,6 +42,38 @@ pub enum Driver {
     Qcow2,
     /// [`formats::vdi`](crate::formats::vdi).
     Vdi,
+    /// [`drivers::Cache`](crate::drivers::Cache).
+    Cache,
+    /// [`drivers::Log`](crate::drivers::Log).
+    Log,
+    /// [`drivers::Merge`](crate::drivers::Merge).
+    Merge,
+    /// [`drivers::Pad`](crate::drivers::Pad).
+    Pad,
+    /// [`drivers::Pieces`](crate::drivers::Pieces).
+    Pieces,
+    /// [`drivers::Retry`](crate::drivers::Retry).
+    Retry,
+}
+
+impl Driver {
+    /// All of them.
+    pub const ALL: &'static [Self] =
+        &[Self::Qcow2, Self::Vdi, Self::Cache, Self::Log, Self::Merge, Self::Pad, Self::Pieces, Self::Retry];
+}
+
+/// What a defect needs besides the driver's options to be reachable.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Need {
+    /// Nothing.
+    Nothing,
+    /// A base image with data in it: one that is shorter than the overlay and ends in the middle of a cluster, or, for
+    /// growing, one that is longer.
+    Base,
+    /// A disk of more than 4 GiB.
+    Beyond4GiB,
+    /// An image with a snapshot (the option `snapshot=on` of this crate's targets).
+    Snapshot,
 }
 
 /// What must fire: the code of a finding and the rule or invariant of the correctness model it points to.
@@ -64,6 +98,8 @@ pub struct Entry {
     pub driver: Driver,
     /// How the image has to be created and opened for it to be reachable, in the driver's own words; nothing: any way.
     pub options: &'static [(&'static str, &'static str)],
+    /// What else it takes.
+    pub need: Need,
     /// What it takes to find it.
     pub caps: &'static [Cap],
     /// What must fire.
@@ -74,19 +110,13 @@ pub struct Entry {
 
 /// Everything that is planted, by the order of [`Mutant`].
 pub fn catalogue() -> &'static [Entry] {
-    ENTRIES
+    entries::ENTRIES
 }
 
-use Cap::*;
-
-const ENTRIES: &[Entry] = &[Entry {
-    mutant: Mutant::V1,
-    name: "v1-map-before-data",
-    copies: "QEMU vdi, found by FVD's tool in 2011 (qemu-devel 2011-02 msg02209), in QEMU to this day",
-    driver: Driver::Vdi,
-    options: &[],
-    caps: &[E, O],
-    found: Found { codes: &["failed-write", "reopen", "read"], rule: "4.3(4)" },
-    what: "The map in memory names a block before its data is written and keeps doing so when that fails; the next \
-               write to the block succeeds and is gone after a reopen.",
-}];
+impl Mutant {
+    /// What the catalogue says of it.
+    pub fn entry(self) -> &'static Entry {
+        let found = catalogue().iter().find(|entry| entry.mutant == self);
+        found.expect("a test holds that each mutant has an entry")
+    }
+}

@@ -15,6 +15,7 @@
 mod catalogue;
 pub mod drivers;
 mod mutant;
+pub mod snapshot;
 mod targets;
 
 /// Copies of our format drivers, with defects in them.
@@ -32,6 +33,6 @@ pub mod formats {
     include!(concat!(env!("OUT_DIR"), "/formats/lib.rs"));
 }
 
-pub use catalogue::{Cap, Driver, Entry, Found, catalogue};
+pub use catalogue::{Cap, Driver, Entry, Found, Need, catalogue};
 pub use mutant::{Mutant, Planted, planted};
 pub use targets::{Planting, find, targets};

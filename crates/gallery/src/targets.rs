@@ -2,10 +2,13 @@
 
 use blkproof_torture::plan::TargetSpec;
 use blkproof_torture::target::{Checked, Content, Files, Opening, Promises, Target};
-use blkproof_torture::workload::TargetInfo;
+use blkproof_torture::workload::{TargetInfo, Variant};
 
 use crate::mutant::plant;
-use crate::{Driver, Entry, Mutant, catalogue};
+use crate::{Driver, Entry, Mutant, Need, catalogue};
+
+mod small;
+mod with_snapshot;
 
 mod copies {
     blkproof_torture::format_targets!(crate::formats);
@@ -33,6 +36,12 @@ impl Planting {
         let name = match driver {
             Driver::Qcow2 => "qcow2-copy",
             Driver::Vdi => "vdi-copy",
+            Driver::Cache => "cache",
+            Driver::Log => "log",
+            Driver::Merge => "merge",
+            Driver::Pad => "pad",
+            Driver::Pieces => "pieces",
+            Driver::Retry => "retry",
         };
         Self { name: name.to_owned(), driver, entry: None }
     }
@@ -50,6 +59,12 @@ impl Planting {
         match self.driver {
             Driver::Qcow2 => &copies::Qcow2,
             Driver::Vdi => &copies::Vdi,
+            Driver::Cache => &small::CACHE,
+            Driver::Log => &small::LOG,
+            Driver::Merge => &small::MERGE,
+            Driver::Pad => &small::PAD,
+            Driver::Pieces => &small::PIECES,
+            Driver::Retry => &small::RETRY,
         }
     }
 }
@@ -61,12 +76,16 @@ impl Target for Planting {
 
     fn create(&self, spec: &TargetSpec) -> Result<Content, String> {
         plant(None);
-        self.copy().create(spec)
+        match with_snapshot::asked(spec) {
+            Some(spec) => with_snapshot::create(&spec),
+            None => self.copy().create(spec),
+        }
     }
 
     fn open(&self, files: Files, spec: &TargetSpec) -> Opening {
         plant(self.mutant());
-        self.copy().open(files, spec)
+        let spec = with_snapshot::asked(spec).unwrap_or_else(|| spec.clone());
+        self.copy().open(files, &spec)
     }
 
     fn grows(&self) -> bool {
@@ -93,6 +112,16 @@ impl Target for Planting {
                     .all(|wanted| options.iter().any(|(name, value)| (name.as_str(), value.as_str()) == *wanted))
             };
             info.variants.retain(|variant| fits(&variant.options));
+            let reaches = |variant: &Variant| match entry.need {
+                Need::Nothing => true,
+                Need::Base => variant.base,
+                Need::Beyond4GiB => variant.size > 1 << 32,
+                Need::Snapshot => !variant.base && variant.features.grow,
+            };
+            info.variants.retain(reaches);
+            if entry.need == Need::Snapshot {
+                info.variants.iter_mut().for_each(with_snapshot::ask);
+            }
         }
         info
     }
@@ -100,8 +129,8 @@ impl Target for Planting {
 
 /// A target for every entry of the catalogue, and the sound copies.
 pub fn targets() -> Vec<Planting> {
-    let sound = [Driver::Qcow2, Driver::Vdi].map(Planting::sound);
-    sound.into_iter().chain(catalogue().iter().map(Planting::of)).collect()
+    let sound = Driver::ALL.iter().map(|&driver| Planting::sound(driver));
+    sound.chain(catalogue().iter().map(Planting::of)).collect()
 }
 
 /// The target of that name.
