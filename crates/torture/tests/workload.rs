@@ -488,7 +488,7 @@ fn odd_targets() {
 fn every_target_gets_plans_it_can_make_images_for() {
     for name in target::names() {
         let target = target::find(name).unwrap();
-        let info = TargetInfo::of(target, Features::ALL);
+        let info = target.info();
         assert_eq!(info.variants.iter().any(|variant| variant.base), target.takes_base(), "{name}");
         let mut based = 0;
         for seed in 0..60 {

@@ -168,8 +168,9 @@ pub fn qcow2_info() -> TargetInfo {
         }
     }
     let overlays: Vec<_> = variants.iter().map(|variant| Variant { base: true, ..variant.clone() }).collect();
-    // A base image is made for each run; a large one takes its time.
-    variants.extend(overlays.into_iter().filter(|variant| variant.size < 64 << 20));
+    // A base image is made for each run; a large one takes its time. What is preallocated hides it.
+    let hides = |variant: &Variant| variant.options.iter().any(|(name, _)| name == "preallocation");
+    variants.extend(overlays.into_iter().filter(|variant| variant.size < 64 << 20 && !hides(variant)));
     TargetInfo {
         name: "qcow2".to_owned(),
         variants,

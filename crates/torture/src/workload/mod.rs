@@ -8,7 +8,6 @@
 mod dice;
 mod geometry;
 mod info;
-mod of;
 mod ops;
 mod place;
 mod profile;
