@@ -142,3 +142,70 @@ impl Drop for Staged<'_> {
         self.versions.staged.set(self.versions.staged.get().saturating_sub(self.bytes));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use blkproof_block::nodes::memory::Memory;
+    use blkproof_block::testing::block_on;
+
+    use super::*;
+    use crate::engine::Engine;
+    use crate::rule::{Action, On, Rule, RuleSet, Then};
+
+    fn keys() -> [RuleKey; 2] {
+        let rule = |id: &str| Rule {
+            id: blkproof_block::RuleId(id.into()),
+            on: On::default(),
+            action: Action::None,
+            then: Then::default(),
+            life: None,
+        };
+        let set = RuleSet { rules: vec![rule("a"), rule("b")], ..RuleSet::default() };
+        let engine = Engine::new(set, Duration::ZERO).unwrap();
+        ["a", "b"].map(|id| engine.key(id).unwrap())
+    }
+
+    #[test]
+    fn room_is_given_back() {
+        let [a, b] = keys();
+        let disk = Node::new(Memory::new(1 << 20));
+        let versions = Versions::default();
+        let place = ByteRange::at(512, 2048);
+        block_on(async {
+            let both = || vec![(a, place), (b, place)];
+            for _ in 0..3 {
+                let staged = versions.stage(&disk, both(), 512).await;
+                assert_eq!(versions.staged.get(), 4096);
+                drop(staged);
+                assert_eq!((versions.staged.get(), versions.bytes.get()), (0, 0), "the write has failed");
+                versions.stage(&disk, both(), 512).await.commit(|key| key == a);
+                assert_eq!((versions.staged.get(), versions.bytes.get()), (0, 2048), "one of them has gone meanwhile");
+                versions.forget(Some(b));
+                assert_eq!(versions.bytes.get(), 2048);
+                versions.forget(Some(a));
+                assert_eq!((versions.bytes.get(), versions.sectors.borrow().len()), (0, 0));
+            }
+            versions.stage(&disk, both(), 512).await.commit(|_| true);
+            versions.forget(None);
+            assert_eq!((versions.bytes.get(), versions.sectors.borrow().len()), (0, 0));
+        });
+    }
+
+    #[test]
+    fn whole_sectors_are_kept_of_a_part() {
+        let [a, _] = keys();
+        let disk = Node::new(Memory::with_content(&[7; 2048]));
+        let versions = Versions::default();
+        block_on(async {
+            versions.stage(&disk, vec![(a, ByteRange { start: 700, end: 1025 })], 512).await.commit(|_| true);
+            let mut data = [0; 4];
+            versions.put(a, 512, ByteRange::at(512, 4), &mut data);
+            assert_eq!((data, versions.bytes.get()), ([7; 4], 1024));
+            // What lies behind the end was nothing.
+            versions.stage(&disk, vec![(a, ByteRange { start: 1536, end: 4096 })], 512).await.commit(|_| true);
+            assert_eq!(versions.bytes.get(), 1536);
+        });
+    }
+}
