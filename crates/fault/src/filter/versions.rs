@@ -208,4 +208,34 @@ mod tests {
             assert_eq!(versions.bytes.get(), 1536);
         });
     }
+
+    /// What is left of a rule that has gone is nobody's, and would take the room of others.
+    #[test]
+    fn versions_go_with_their_rule() {
+        use crate::filter::{Fault, Faults};
+        use crate::rule::Corruption;
+        let lab = crate::lab::Lab::new(std::rc::Rc::new(crate::clock::Stopped));
+        let faults = Faults::new(std::rc::Rc::from("f"), RuleSet::default(), &lab).unwrap();
+        let node = Node::new(Fault::new(Node::new(Memory::new(1 << 20)), std::rc::Rc::clone(&faults)));
+        let rule = |id: &str| Rule {
+            id: blkproof_block::RuleId(id.into()),
+            on: On::default(),
+            action: Action::Corrupt { how: Corruption::Stale, sectors: None },
+            then: Then::default(),
+            life: None,
+        };
+        let ways: [fn(&Faults); 4] = [
+            |faults| assert!(faults.remove("a")),
+            |faults| assert!(faults.reset(Some("a"))),
+            |faults| assert!(faults.reset(None)),
+            |faults| faults.replace(RuleSet::default()).unwrap(),
+        ];
+        for (way, left) in ways.into_iter().zip([512, 512, 0, 0]) {
+            faults.replace(RuleSet { rules: vec![rule("a"), rule("b")], ..RuleSet::default() }).unwrap();
+            block_on(node.discard(0, 512)).unwrap();
+            assert_eq!(faults.versions.bytes.get(), 1024);
+            way(&faults);
+            assert_eq!(faults.versions.bytes.get(), left);
+        }
+    }
 }
