@@ -264,3 +264,48 @@ fn a_rule_fares_the_same_with_and_without_others() {
     assert!(lengths.iter().collect::<std::collections::BTreeSet<_>>().len() > 10, "{lengths:?}");
     assert_eq!(fates(vec![torn()]).1, *lengths);
 }
+
+/// Neither the rules' state nor what they have damaged follows from a write that the device below failed.
+#[test]
+fn a_write_that_fails_below_cures_nothing() {
+    block_on(async {
+        let disk = TestDisk::new(1 << 20);
+        let bad = rule("bad", fail("EIO")).on(Operations::READ).sectors(4, 5);
+        let once = rule("rot", corrupt(Corruption::Random)).on(Operations::WRITE).sectors(8, 9);
+        let bad = bad.life(Life { until: Until::Rewrite, ..Life::default() });
+        let (node, faults) = over(&disk, vec![bad, once.with(|rule| rule.on.nth = Some(1))]);
+        disk.add_rule(Script::new(Does::FailBefore(IoError::new(Errno::IO))).kind(OpKind::Write));
+        assert!(put(&node, 4, 1).await.is_err() && put(&node, 8, 1).await.is_err());
+        disk.clear_rules();
+        assert!(node.read(4 * SECTOR, &mut [0; SECTOR as usize]).await.is_err());
+        assert_eq!((faults.list()[1].fired, faults.list()[1].damaged), (1, 0));
+        put(&node, 4, 1).await.unwrap();
+        assert_eq!(first(&node, 4).await, 1);
+    });
+}
+
+/// A question that shows what a read returns has read it; whoever lets it go on gets that.
+#[test]
+fn a_read_that_is_shown_is_done_once() {
+    use blkproof_fault::ask::Answer;
+    use blkproof_fault::rule::AskDefault;
+    block_on(async {
+        let timeout = std::time::Duration::from_secs(1);
+        for (data, before) in [(true, 1), (false, 0)] {
+            let disk = TestDisk::new(1 << 20);
+            let b = bench(Vec::new());
+            let ask = rule("q", Action::Ask { timeout, default: AskDefault::Proceed, data }).on(Operations::READ);
+            let set = RuleSet { rules: vec![ask], ..RuleSet::default() };
+            let faults = Faults::new(Rc::from("d"), set, &b.lab).unwrap();
+            let node = Node::new(Fault::new(Node::new(disk.clone()), faults));
+            let asks = b.lab.asks();
+            asks.register(asks.newcomer(), None, None);
+            let mut read = Box::pin(first(&node, 3));
+            assert!(futures_lite::future::poll_once(&mut read).await.is_none());
+            assert_eq!(reads(&disk).len(), before);
+            asks.answer(0, Answer::Proceed).unwrap();
+            assert_eq!(read.await, 0);
+            assert_eq!(reads(&disk).len(), 1, "{data}");
+        }
+    });
+}

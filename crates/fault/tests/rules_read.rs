@@ -427,6 +427,18 @@ const MISTAKES: &[(&str, &[&str])] = &[
              'torn'"],
     ),
     (
+        "on.op = [\"read\", \"write\"]\ndo = \"corrupt\"\nthen.cure = true",
+        &[
+            "4:13: rule 'rule-1': then.cure: it would take the damage done to write away again; give on.op = \"read\" for \
+             one bad read",
+        ],
+    ),
+    (
+        "on.lba = 5\ndo = \"corrupt\"\nlife = { until = \"rewritten\" }",
+        &["4:8: rule 'rule-1': life: write and write-zeroes would cure the very sectors to be damaged by it; give \
+             on.op = \"read\", or another life"],
+    ),
+    (
         "on = { bytes = \"100+100\" }\nlife = \"pending\"",
         &["2:16: rule 'rule-1': on.bytes: 0x64..0xc8 is not made of whole sectors of 512 bytes, and sectors are \
              what goes bad and recovers; the whole ones are 0x0..0x200"],

@@ -17,7 +17,8 @@
 //!
 //! # Cost
 //! A request that is elsewhere costs the search, and one more in what each rule has damaged. One that a rule may be about
-//! costs a look at each rule. The index is made anew only when a rule begins or ends to be [at work](Armed::is_at_work).
+//! costs a look at each rule. The index is made anew only when a rule begins or ends to be at work: armed, not exhausted, not
+//! cured of all its sectors.
 #![deny(clippy::indexing_slicing)]
 
 mod armed;

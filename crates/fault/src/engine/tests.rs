@@ -232,3 +232,121 @@ fn a_rotting_disk_is_reassigned_at_once() {
     assert_eq!(engine.reassign(ByteRange::at(0, u64::MAX), NOW), 1, "the last sector is not whole");
     assert!(engine.may_damage(ByteRange::at(0, u64::MAX), NOW).is_none());
 }
+
+/// A sector of which only a part was written stays as it is, on both sides.
+#[test]
+fn whole_sectors_are_cured_and_no_others() {
+    let mut bad = rule(fail(), Operations::READ, &[(10, 14)]);
+    bad.life = Some(Life { until: Until::Rewrite, ..Life::default() });
+    let mut engine = engine(vec![bad]);
+    done(&mut engine, Operation::Write, ByteRange { start: 10 * 512 + 1, end: 13 * 512 - 1 });
+    let parts = engine.rules[0].parts(sectors(0, 100), NOW);
+    assert_eq!(parts, [sectors(10, 1), sectors(12, 2)]);
+    assert_eq!(engine.rules[0].counts(NOW).0, Some(3));
+}
+
+#[test]
+fn a_reassigned_sector_is_rid_of_its_damage() {
+    let mut once = rule(corrupt(None), Operations::READ, &[(10, 14)]);
+    once.on.nth = Some(1);
+    once.life = Some(Life { until: Until::Reassign, ..Life::default() });
+    let mut engine = engine(vec![once]);
+    assert_eq!(done(&mut engine, Operation::Read, sectors(10, 4)).len(), 4);
+    assert_eq!(engine.reassign(sectors(11, 2), NOW), 1);
+    let left: Vec<_> = done(&mut engine, Operation::Read, sectors(10, 4)).iter().map(|damage| damage.range).collect();
+    assert_eq!(left, [sectors(10, 1), sectors(13, 1)]);
+}
+
+#[test]
+fn how_long_a_request_took_is_measured_to_the_bound() {
+    let second = Duration::from_secs(1);
+    let request = Request { id: 0, operation: Operation::Read, range: sectors(0, 1), fua: false };
+    for (slower, faster, took, want) in [
+        (None, Some(second), second, false),
+        (None, Some(second), second - Duration::from_nanos(1), true),
+        (Some(second), None, second, true),
+        (Some(second), None, second - Duration::from_nanos(1), false),
+        (Some(second), Some(2 * second), second, true),
+        (Some(second), Some(2 * second), 2 * second, false),
+    ] {
+        let mut late = rule(fail(), Operations::READ, &[]);
+        (late.on.slower_than, late.on.faster_than) = (slower, faster);
+        let mut engine = engine(vec![late]);
+        assert!(engine.submit(&request, SIZE, NOW).fired.is_empty());
+        let done = engine.complete(&request, &[], Some(request.range), Some(took), SIZE, NOW);
+        assert_eq!(!done.late.fired.is_empty(), want, "{slower:?} {faster:?} {took:?}");
+    }
+}
+
+/// One that is not armed sees nothing, also where other rules have every request looked at.
+#[test]
+fn a_rule_that_is_not_armed_is_not_cured() {
+    let mut bad = rule(fail(), Operations::READ, &[(10, 11)]);
+    bad.life = Some(Life { until: Until::Rewrite, ..Life::default() });
+    let other = Rule { id: RuleId("all".into()), ..rule(Action::None, Operations::WRITE, &[]) };
+    let mut engine = engine(vec![bad, other]);
+    engine.set_armed("r", false);
+    done(&mut engine, Operation::Write, sectors(10, 1));
+    engine.set_armed("r", true);
+    assert_eq!(engine.rules[0].counts(NOW).0, Some(1));
+    done(&mut engine, Operation::Write, sectors(10, 1));
+    assert_eq!(engine.rules[0].counts(NOW).0, Some(0));
+}
+
+#[test]
+fn a_reassignment_cures_what_it_can_cure() {
+    for (until, cures) in [(Until::Never, 0), (Until::Accesses(9), 0), (Until::Reassign, 1), (Until::Rewrite, 1)] {
+        let mut bad = rule(fail(), Operations::READ, &[(10, 11)]);
+        bad.life = Some(Life { until, ..Life::default() });
+        let mut engine = engine(vec![bad]);
+        assert_eq!(engine.reassign(sectors(20, 1), NOW), 0, "{until:?}");
+        assert_eq!(engine.reassign(sectors(0, 20), NOW), cures, "{until:?}");
+        assert_eq!(engine.rules[0].counts(NOW).0, Some(1 - cures as u64), "{until:?}");
+        assert_eq!(engine.reassign(sectors(0, 20), NOW), 0, "{until:?}: once");
+        if cures == 0 {
+            assert!(engine.concerns(Operation::Read, sectors(10, 1)));
+        }
+    }
+}
+
+#[test]
+fn a_foreign_sector_is_never_its_own() {
+    let how = Corruption::Foreign { distance: None };
+    let mut engine = engine(vec![rule(Action::Corrupt { how, sectors: None }, Operations::READ, &[])]);
+    for count in [2, 3, 8] {
+        for damage in done(&mut engine, Operation::Read, sectors(0, count)) {
+            let from = engine.foreign(&damage, count * 512);
+            assert!(from != damage.range.start && from < count * 512, "{from} of {count}");
+        }
+    }
+}
+
+#[test]
+fn a_misdirected_request_stays_on_the_disk() {
+    use crate::rule::Place;
+    for (place, start, want) in [
+        (Place::By(512), 10, 11),
+        (Place::By(-512 * 11), 10, 96),
+        (Place::By(512 * 88), 10, 96),
+        (Place::At(98 * 512), 10, 96),
+        (Place::At(u64::MAX), 10, 96),
+    ] {
+        let mut engine = engine(vec![rule(Action::Misdirect(place), Operations::WRITE, &[])]);
+        let request = Request { id: 0, operation: Operation::Write, range: sectors(start, 4), fua: false };
+        let Fate::Misdirect { to } = engine.submit(&request, 100 * 512, NOW).fate else { panic!("{place:?}") };
+        assert_eq!(to / 512, want, "{place:?}");
+    }
+}
+
+#[test]
+fn a_reset_of_all_brings_back_the_first_state_and_that_of_one_does_not() {
+    let mut go = rule(Action::None, Operations::READ, &[]);
+    go.then.state = Some(Rc::from("gone"));
+    let mut engine = engine(vec![go]);
+    for (id, want) in [(Some("r"), "gone"), (None, "1")] {
+        engine.submit(&Request { id: 0, operation: Operation::Read, range: sectors(0, 1), fua: false }, SIZE, NOW);
+        assert!(engine.reset(id, NOW));
+        assert_eq!((&**engine.state(), engine.list(NOW)[0].fired), (want, 0));
+    }
+    assert!(!engine.reset(Some("other"), NOW));
+}

@@ -142,3 +142,100 @@ impl Drop for Staged<'_> {
         self.versions.staged.set(self.versions.staged.get().saturating_sub(self.bytes));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use blkproof_block::nodes::memory::Memory;
+    use blkproof_block::testing::block_on;
+
+    use super::*;
+    use crate::engine::Engine;
+    use crate::rule::{Action, On, Rule, RuleSet, Then};
+
+    fn keys() -> [RuleKey; 2] {
+        let rule = |id: &str| Rule {
+            id: blkproof_block::RuleId(id.into()),
+            on: On::default(),
+            action: Action::None,
+            then: Then::default(),
+            life: None,
+        };
+        let set = RuleSet { rules: vec![rule("a"), rule("b")], ..RuleSet::default() };
+        let engine = Engine::new(set, Duration::ZERO).unwrap();
+        ["a", "b"].map(|id| engine.key(id).unwrap())
+    }
+
+    #[test]
+    fn room_is_given_back() {
+        let [a, b] = keys();
+        let disk = Node::new(Memory::new(1 << 20));
+        let versions = Versions::default();
+        let place = ByteRange::at(512, 2048);
+        block_on(async {
+            let both = || vec![(a, place), (b, place)];
+            for _ in 0..3 {
+                let staged = versions.stage(&disk, both(), 512).await;
+                assert_eq!(versions.staged.get(), 4096);
+                drop(staged);
+                assert_eq!((versions.staged.get(), versions.bytes.get()), (0, 0), "the write has failed");
+                versions.stage(&disk, both(), 512).await.commit(|key| key == a);
+                assert_eq!((versions.staged.get(), versions.bytes.get()), (0, 2048), "one of them has gone meanwhile");
+                versions.forget(Some(b));
+                assert_eq!(versions.bytes.get(), 2048);
+                versions.forget(Some(a));
+                assert_eq!((versions.bytes.get(), versions.sectors.borrow().len()), (0, 0));
+            }
+            versions.stage(&disk, both(), 512).await.commit(|_| true);
+            versions.forget(None);
+            assert_eq!((versions.bytes.get(), versions.sectors.borrow().len()), (0, 0));
+        });
+    }
+
+    #[test]
+    fn whole_sectors_are_kept_of_a_part() {
+        let [a, _] = keys();
+        let disk = Node::new(Memory::with_content(&[7; 2048]));
+        let versions = Versions::default();
+        block_on(async {
+            versions.stage(&disk, vec![(a, ByteRange { start: 700, end: 1025 })], 512).await.commit(|_| true);
+            let mut data = [0; 4];
+            versions.put(a, 512, ByteRange::at(512, 4), &mut data);
+            assert_eq!((data, versions.bytes.get()), ([7; 4], 1024));
+            // What lies behind the end was nothing.
+            versions.stage(&disk, vec![(a, ByteRange { start: 1536, end: 4096 })], 512).await.commit(|_| true);
+            assert_eq!(versions.bytes.get(), 1536);
+        });
+    }
+
+    /// What is left of a rule that has gone is nobody's, and would take the room of others.
+    #[test]
+    fn versions_go_with_their_rule() {
+        use crate::filter::{Fault, Faults};
+        use crate::rule::Corruption;
+        let lab = crate::lab::Lab::new(std::rc::Rc::new(crate::clock::Stopped));
+        let faults = Faults::new(std::rc::Rc::from("f"), RuleSet::default(), &lab).unwrap();
+        let node = Node::new(Fault::new(Node::new(Memory::new(1 << 20)), std::rc::Rc::clone(&faults)));
+        let rule = |id: &str| Rule {
+            id: blkproof_block::RuleId(id.into()),
+            on: On::default(),
+            action: Action::Corrupt { how: Corruption::Stale, sectors: None },
+            then: Then::default(),
+            life: None,
+        };
+        let ways: [fn(&Faults); 4] = [
+            |faults| assert!(faults.remove("a")),
+            |faults| assert!(faults.reset(Some("a"))),
+            |faults| assert!(faults.reset(None)),
+            |faults| faults.replace(RuleSet::default()).unwrap(),
+        ];
+        for (way, left) in ways.into_iter().zip([512, 512, 0, 0]) {
+            faults.replace(RuleSet { rules: vec![rule("a"), rule("b")], ..RuleSet::default() }).unwrap();
+            block_on(node.discard(0, 512)).unwrap();
+            assert_eq!(faults.versions.bytes.get(), 1024);
+            way(&faults);
+            assert_eq!(faults.versions.bytes.get(), left);
+        }
+    }
+}
