@@ -155,9 +155,18 @@ fn what_one_read_found_another_finds() {
     broken(client.read(0, &bytes(0, 512, 2)), Code::Inversion, "op 2", &[1]);
     client.oracle.reopened(true);
     broken(client.read(0, &bytes(0, 512, 2)), Code::Reopen, "op 2", &[1]);
-    // Two reads at once may differ, and of a read in flight that began before nothing is known.
+    // Two reads at once agree too, unless something was under way during one of them.
     let mut client = overlapping();
     let slow = client.begin(read(0, 512));
+    client.read(0, &bytes(0, 512, 1)).unwrap();
+    let verdict = client.oracle.read_end(slow, ByteRange::at(0, 512), &bytes(0, 512, 2));
+    broken(verdict, Code::Inversion, "op 2", &[1]);
+    let mut client = Client::new(None);
+    let one = client.begin(w(0, 512));
+    let two = client.begin(w(0, 512));
+    client.oracle.end(one, Ending::Done);
+    let slow = client.begin(read(0, 512));
+    client.oracle.end(two, Ending::Done);
     client.read(0, &bytes(0, 512, 1)).unwrap();
     client.oracle.read_end(slow, ByteRange::at(0, 512), &bytes(0, 512, 2)).unwrap();
 }
