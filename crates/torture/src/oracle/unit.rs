@@ -157,8 +157,8 @@ impl Piece {
         excluding.map(|&op| ops.at(op).submit).max().unwrap_or(0)
     }
 
-    /// Whether nothing that counts was under way at any moment since `start`. What was dropped and may no longer land does
-    /// not count.
+    /// Whether nothing that counts was under way at any moment since `start`. What was dropped and may no longer land
+    /// does not count.
     pub(super) fn is_quiet(&self, ops: &Ops, start: Time) -> bool {
         let floor = self.floor(ops, start);
         self.live.iter().filter(|&&op| ops.settled(op) >= floor).all(|&op| ops.ended(op) < start)

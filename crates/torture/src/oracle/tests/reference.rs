@@ -380,7 +380,7 @@ fn run(seed: u64, steps: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 2000, ..ProptestConfig::default() })]
 
     #[test]
     fn the_oracle_keeps_to_the_definitions(seed in any::<u64>(), steps in 1u64..60) {
@@ -406,8 +406,8 @@ fn every_order_of_three_requests_and_a_flush() {
     let mut done = 0u64;
     for (number, order) in orders.iter().enumerate() {
         for combination in 0..216usize {
-            // Each order with a sixth of the kinds, each kind with all orders' shapes.
-            if !choice::hash(number as u64, combination as u64).is_multiple_of(6) {
+            // Each order with a twelfth of the kinds, each kind with all orders' shapes.
+            if !choice::hash(number as u64, combination as u64).is_multiple_of(12) {
                 continue;
             }
             let mut pair = Pair::new(Promises::default());
@@ -437,7 +437,7 @@ fn every_order_of_three_requests_and_a_flush() {
             }
         }
     }
-    assert!(done > 14_000, "{done}");
+    assert!(done > 7_000, "{done}");
 }
 
 /// Orders of eight events, two for each of four, where the first three are sent in their order.
