@@ -20,8 +20,8 @@
 //!
 //! # Cost
 //! A unit takes the eight bytes of one pointer, to what is known of all units that have been through the same; long
-//! runs of those take less. A request costs time linear in the units it touches, its end none. A copy costs nothing to speak
-//! of, so that each of many states after a power cut may have a life of its own.
+//! runs of those take less. A request costs time linear in the units it touches, its end none. A copy costs nothing to
+//! speak of, so that each of many states after a power cut may have a life of its own.
 
 mod crash;
 mod history;

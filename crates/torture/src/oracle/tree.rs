@@ -1,8 +1,8 @@
 //! A value for each unit of a disk, of which a copy costs nothing and a long run of equal ones little.
 //!
 //! A tree of fixed fan-out whose nodes are shared between copies until one of them is written to. A node whose units
-//! all have one value is that value, so that a change of a terabyte touches some hundred words; elsewhere a unit takes one
-//! word of eight bytes, the pointer to a value shared by all units that have it.
+//! all have one value is that value, so that a change of a terabyte touches some hundred words; elsewhere a unit takes
+//! one word of eight bytes, the pointer to a value shared by all units that have it.
 
 #![allow(clippy::cast_possible_truncation, reason = "indices are below the sizes of nodes")]
 

@@ -582,6 +582,44 @@ fn a_hot_unit_that_nobody_flushes_is_not_forgotten() {
     assert_eq!(after(&client.oracle, 0), [5000, 5002]);
 }
 
+/// What is forgotten for good is never more than what something durable replaced, however long the tale.
+#[test]
+fn what_overlapped_something_durable_is_not_forgotten() {
+    for before in 0..70 {
+        let mut client = Client::new(None);
+        for _ in 0..before {
+            client.done(w(0, 512));
+        }
+        let long = client.begin(w(0, 512));
+        client.done(w(0, 512));
+        let durable = client.begin(write(0, 512, true));
+        client.oracle.end(long, Ending::Done);
+        let last = client.begin(w(0, 512));
+        client.oracle.end(durable, Ending::Done);
+        client.oracle.end(last, Ending::Done);
+        let mut want = vec![long, durable, last];
+        for _ in 0..3 {
+            want.push(client.done(w(0, 512)));
+            assert_eq!(after(&client.oracle, 0), want, "{before} before");
+        }
+    }
+}
+
+#[test]
+fn what_a_read_ordered_stays_in_order() {
+    let mut client = Client::new(None);
+    let one = client.begin(write(0, 512, true));
+    let two = client.begin(write(0, 512, true));
+    client.oracle.end(one, Ending::Done);
+    client.oracle.end(two, Ending::Done);
+    client.read(0, &bytes(0, 512, one)).unwrap();
+    let mut want = vec![one];
+    for _ in 0..70 {
+        want.push(client.done(w(0, 512)));
+        assert_eq!(after(&client.oracle, 0), want);
+    }
+}
+
 #[test]
 fn a_unit_has_a_history() {
     let mut client = Client::new(None);
