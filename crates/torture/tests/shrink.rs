@@ -349,6 +349,23 @@ fn a_power_cut_moves_off_the_request_it_was_named_by() {
 }
 
 #[test]
+fn a_power_cut_at_an_op_that_goes_comes_before_the_next() {
+    // Neither the op nor the moment can change alone.
+    let judge = |plan: &Plan| {
+        let CrashPlan::At { point, .. } = plan.crash else { return Verdict::Passes };
+        let want = if by_id(plan, 2).is_some() { CutPoint::AfterOp(2) } else { CutPoint::BeforeOp(4) };
+        verdict(point == want && by_id(plan, 4).is_some())
+    };
+    let mut plan = empty();
+    plan.ops = (1..6).map(|id| op(id, 0, Act::Flush)).collect();
+    plan.crash = CrashPlan::At { point: CutPoint::AfterOp(2), state: CutState::AllOld, again: None };
+    let shrunk = run(&plan, judge);
+    finished(&shrunk);
+    let want = CrashPlan::At { point: CutPoint::BeforeOp(4), state: CutState::AllOld, again: None };
+    assert_eq!((shrunk.plan.crash, shrunk.plan.ops), (want, vec![op(4, 0, Act::Flush)]));
+}
+
+#[test]
 fn an_order_passes_through_an_op_that_is_removed() {
     // 3 comes after 1, because it waits for 2, which waits for 1 or follows it in its queue.
     fn comes_after(plan: &Plan, late: &Op, early: OpId) -> bool {
@@ -373,6 +390,22 @@ fn an_order_passes_through_an_op_that_is_removed() {
         assert_eq!(shrunk.plan.ops.iter().map(|op| (op.id, op.queue)).collect::<Vec<_>>(), [(1, 0), (3, 1)]);
         assert_eq!(shrunk.plan.ops[1].after, [1]);
     }
+}
+
+#[test]
+fn an_op_goes_with_the_order_it_passed_on() {
+    // With op 2 the order has to be there, without it there must be none: no step between the two fails.
+    let judge = |plan: &Plan| {
+        let after = |id| by_id(plan, id).map(|op| op.after.as_slice());
+        verdict(matches!((after(1), after(2), after(3)), (Some([]), Some([1]), Some([2])) | (Some([]), None, Some([]))))
+    };
+    let mut plan = empty();
+    plan.ops = (1..4).map(|id| op(id, id as u8 - 1, write(0, 512))).collect();
+    plan.ops[1].after = vec![1];
+    plan.ops[2].after = vec![2];
+    let shrunk = run(&plan, judge);
+    finished(&shrunk);
+    assert_eq!(shrunk.plan.ops, [op(1, 0, write(0, 512)), op(3, 0, write(0, 512))]);
 }
 
 #[test]
@@ -652,6 +685,28 @@ fn a_flaky_failure_is_reported_as_such() {
     finished(&shrunk);
     assert_eq!(shrunk.plan.ops.iter().map(|op| op.id).collect::<Vec<_>>(), [3, 8]);
     assert!(shrunk.runs <= budget.runs);
+}
+
+#[test]
+fn passes_with_fewer_runs_than_a_candidate_needs_prove_nothing() {
+    let budget = Budget { pass_runs: 2, repeats: 3, fails: 3, ..Budget::default() };
+    let shrunk = run_with(&busy(1, 10), &budget, None, |_| fails());
+    // One round may ask what the crash state consists of; the next finds nothing left to do.
+    assert_eq!((shrunk.limit, shrunk.minimal, shrunk.size), (Limit::Runs, false, shrunk.original));
+    assert!(shrunk.rounds <= 2);
+}
+
+#[test]
+fn a_state_that_keeps_nothing_any_more_is_all_old() {
+    let mut plan = empty();
+    plan.ops = vec![op(1, 0, Act::Flush), op(2, 0, Act::Cut { state: CutState::Keep(vec![io(1, 1)]) })];
+    let judge = |plan: &Plan| {
+        let want = if by_id(plan, 1).is_some() { CutState::Keep(vec![io(1, 1)]) } else { CutState::AllOld };
+        verdict(by_id(plan, 2).is_some_and(|op| op.act == Act::Cut { state: want }))
+    };
+    let shrunk = run(&plan, judge);
+    finished(&shrunk);
+    assert_eq!(shrunk.plan.ops, [op(2, 0, Act::Cut { state: CutState::AllOld })]);
 }
 
 #[test]
