@@ -331,6 +331,15 @@ fn a_map_tells_the_truth() {
 }
 
 #[test]
+fn a_map_over_the_end_of_a_base_rules_out_the_base_alone() {
+    let mut client = Client::new(Some(SIZE / 2));
+    client.act(discard(0, SIZE), Ending::Failed);
+    client.status(0, SIZE).unwrap();
+    assert_eq!(client.oracle.candidates(SIZE / 2 - 1), [1]);
+    assert_eq!(client.oracle.candidates(SIZE / 2), [0, 1]);
+}
+
+#[test]
 fn sizes_are_what_was_asked_for() {
     let half = SIZE / 2;
     let mut client = Client::new(Some(2 * SIZE));
@@ -375,7 +384,10 @@ fn a_power_cut_leaves_a_size_that_was_promised() {
     client.done(Act::Flush);
     client.crash();
     assert_eq!(client.oracle.sizes(), [512]);
+    client.oracle.disk_reached();
     client.begin(Act::Resize { size: 4096 });
+    assert_eq!(client.oracle.after_crash().sizes(), [512], "the disk has not heard of it");
+    client.oracle.disk_reached();
     client.crash();
     assert_eq!(client.oracle.sizes(), [512, 4096]);
     client.oracle.sized(4096).unwrap();
