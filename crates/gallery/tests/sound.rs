@@ -41,7 +41,7 @@ fn same(seed: u64, original: (Vec<String>, Vec<u8>), copy: (Vec<String>, Vec<u8>
 fn the_copy_of_qcow2_does_what_the_original_does() {
     assert!(Mutant::ALL.iter().all(|&mutant| !planted(mutant)));
     for seed in 0..6 {
-        let cluster_size = [512, 4096, 65536][seed as usize % 3];
+        let cluster_size = [512, 4096, 65536][usize::try_from(seed % 3).unwrap()];
         let (version, lazy_refcounts) = (if seed == 3 { 2 } else { 3 }, seed == 4);
         let original = {
             use blkproof_formats::qcow2::{CreateOptions, OpenOptions, Qcow2, create};

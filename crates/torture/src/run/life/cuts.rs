@@ -23,6 +23,7 @@ impl<'a> Run<'a> {
         let after = self.client.oracle().after_crash().into_oracle();
         self.node = None;
         self.keep_order();
+        self.lives = self.lives.saturating_add(1);
         self.simulation = Simulation::new(&self.plan.schedule);
         self.disk = self.simulation.disk(Self::options(self.plan, self.target, content.flattened()));
         self.disk.set_adversary(Some(self.client.damage.adversary()));

@@ -117,9 +117,10 @@ impl Run<'_> {
             return;
         }
         self.stats.checks = self.stats.checks.saturating_add(1);
-        let trouble = self.client.damage.count() > 0 || self.stats.drops > 0 || !clean;
+        let errors = self.client.damage.count() > 0 || self.stats.drops > 0 || !clean;
+        let leaks = errors && self.promises.leaks_after_error || self.lives > 1 && self.promises.leaks_after_crash;
         let verdict = self.target.check(&self.disk.content());
-        if let Some(finding) = recover::judge_check(verdict, trouble && self.promises.leaks_after_error, "close") {
+        if let Some(finding) = recover::judge_check(verdict, leaks, "close") {
             self.report(finding);
         }
     }

@@ -77,6 +77,8 @@ struct Run<'a> {
     digest: u64,
     /// Moves of earlier lives.
     steps: u64,
+    /// Lives so far, between power cuts.
+    lives: u32,
     touched: Rc<Touched>,
     undecided: Option<Vec<IoKey>>,
     /// The next id of a request that the plan does not have.
@@ -127,6 +129,7 @@ impl<'a> Run<'a> {
             holds: Vec::new(),
             digest: 0,
             steps: 0,
+            lives: 1,
             touched: Rc::new(Touched::by(plan)),
             undecided: None,
             own: plan.ops.iter().map(|op| op.id).max().unwrap_or(0),
