@@ -12,12 +12,13 @@ use blkproof_sim::{IoKey, MoveKey, Owner, Schedule, SimDisk, Simulation, Step, S
 
 use super::adversary::Damage;
 use super::client::{self, Client};
+use super::events::{Log, What};
 use super::finding::Finding;
 use super::panics::{Panic, caught};
 use super::recover::{self, Explorer};
 use super::touched::Touched;
 use super::{Outcome, Settings, Stats, now};
-use crate::oracle::{Ending, Oracle};
+use crate::oracle::{self, Ending, Oracle};
 use crate::plan::{Act, CrashPlan, CutPoint, CutState, Faults, Op, OpId, Plan, RandomFaults};
 use crate::target::{Files, Promises, Target, base_image};
 
@@ -35,6 +36,8 @@ pub(super) fn go(plan: &Plan, target: &dyn Target, settings: &Settings) -> Outco
                 digest: 0,
                 undecided: None,
                 explicit: plan.clone(),
+                events: Vec::new(),
+                history: Vec::new(),
             };
         }
     };
@@ -93,12 +96,14 @@ impl<'a> Run<'a> {
         let base = plan.target.base.map(|size| Rc::new(base_image(size)));
         let mut simulation = Simulation::new(&plan.schedule);
         let promises = target.promises(&plan.target);
-        let damage = Damage::new(&plan.faults);
+        let log = Log::new(settings.events);
+        let damage = Damage::new(&plan.faults, Rc::clone(&log));
         let disk = simulation.disk(Self::options(plan, target, image));
         disk.set_adversary(Some(damage.adversary()));
         let client = Rc::new(Client {
             oracle: RefCell::new(Oracle::with_promises(plan.target.size, plan.target.base, promises.of_client())),
             damage,
+            log,
             findings: RefCell::default(),
             ended: RefCell::default(),
             settled: RefCell::default(),
@@ -167,7 +172,7 @@ impl<'a> Run<'a> {
             if self.look_before(key) {
                 return;
             }
-            self.simulation.take();
+            self.take(key);
             self.after(key);
             if self.look_after() {
                 return;
@@ -177,6 +182,12 @@ impl<'a> Run<'a> {
             }
         }
         self.end();
+    }
+
+    fn take(&mut self, key: MoveKey) {
+        self.client.log.set_now(self.steps.saturating_add(self.simulation.steps()).saturating_add(1));
+        self.client.log.moved(key);
+        self.simulation.take();
     }
 
     fn done(&self) -> bool {
@@ -241,6 +252,9 @@ impl<'a> Run<'a> {
         }
         let Some(op) = self.plan.ops.get(self.first) else { return false };
         let op = op.clone();
+        if let Act::Reopen | Act::Cut { .. } = op.act {
+            self.client.log.note(|| What::Sent(op.id));
+        }
         let went = match &op.act {
             Act::Reopen => self.reopen(op.id),
             Act::Cut { state } => self.cut(op.id, state),
@@ -250,7 +264,9 @@ impl<'a> Run<'a> {
             *place = Place::Ended;
         }
         self.first = self.first.saturating_add(1);
-        if !went {
+        if went {
+            self.client.log.note(|| What::Answered(op.id, None));
+        } else {
             self.first = self.plan.ops.len();
         }
         true
@@ -274,6 +290,7 @@ impl<'a> Run<'a> {
         {
             self.simulation.cancel(task);
             self.client.oracle().dropped(op.id);
+            self.client.log.note(|| What::Dropped(op.id));
             self.stats.drops = self.stats.drops.saturating_add(1);
             *place = Place::Ended;
         }
@@ -336,7 +353,7 @@ impl<'a> Run<'a> {
             if self.look_before(key) || self.simulation.steps() >= self.settings.steps {
                 break;
             }
-            self.simulation.take();
+            self.take(key);
         }
         let value = slot.borrow_mut().take();
         if value.is_none() && !self.full() {
@@ -354,6 +371,7 @@ impl<'a> Run<'a> {
     }
 
     fn try_open(&mut self, owner: Owner) -> bool {
+        self.client.log.note(|| What::Begins("opens the image"));
         self.client.damage.set_opening(true);
         self.client.flush_failed.set(false);
         for tries in 0.. {
@@ -388,6 +406,7 @@ impl<'a> Run<'a> {
     /// Closes the image, and has it checked. Whether a driver is left to go on with.
     fn close(&mut self, owner: Owner) -> bool {
         let Some(node) = self.node.take() else { return false };
+        self.client.log.note(|| What::Begins("closes the image"));
         self.client.damage.set_opening(true);
         let faults_before = self.client.damage.count();
         let result = self.alone(owner, async move { node.close().await });
@@ -435,6 +454,8 @@ impl<'a> Run<'a> {
                 return false;
             }
         };
+        let undecided = || crash.ios();
+        self.note_cut(CutPoint::BeforeOp(id), state, undecided);
         let after = self.client.oracle().after_crash().into_oracle();
         self.node = None;
         self.keep_order();
@@ -488,6 +509,7 @@ impl<'a> Run<'a> {
         }
         let scene = self.scene();
         self.undecided = Some(scene.crash.ios());
+        self.note_cut(point, state, || scene.crash.ios());
         let found = Explorer::one(scene, state, again.as_deref(), &mut self.stats);
         if let Some(mut finding) = found {
             finding.cut = Some((point, state.clone()));
@@ -502,9 +524,14 @@ impl<'a> Run<'a> {
         let found = explorer.explore(self.scene(), point, &mut self.stats);
         self.explorer = Some(explorer);
         if let Some((mut finding, state)) = found {
+            self.note_cut(point, &state, || self.disk.crash().ios());
             finding.cut = Some((point, state));
             self.report(finding);
         }
+    }
+
+    fn note_cut(&self, point: CutPoint, state: &CutState, undecided: impl FnOnce() -> Vec<IoKey>) {
+        self.client.log.note(|| What::Cut { point, state: state.clone(), undecided: undecided() });
     }
 
     fn scene(&self) -> recover::Scene<'a> {
@@ -529,6 +556,7 @@ impl<'a> Run<'a> {
         }
         self.client.damage.set_quiet(true);
         self.client.phase.set("end");
+        self.client.log.note(|| What::Begins("faults stop; all is drained and read"));
         if !self.compare(false) {
             return;
         }
@@ -542,6 +570,7 @@ impl<'a> Run<'a> {
         if !self.full() && self.open(Owner::default(), "end") {
             self.client.damage.set_quiet(true);
             self.client.phase.set("end");
+            self.client.log.note(|| What::Begins("all is read again"));
             self.compare(true);
             self.node = None;
         }
@@ -568,6 +597,8 @@ impl<'a> Run<'a> {
             None => return false,
         }
         self.disk.set_instant(true);
+        // These reads take no moves, and are many.
+        let noted = self.client.log.switch(false);
         let size = node.info().size;
         let read = self.next_id();
         let whole = ByteRange { start: 0, end: size };
@@ -592,6 +623,7 @@ impl<'a> Run<'a> {
         }
         self.client.oracle().end(read, Ending::Done);
         self.disk.set_instant(false);
+        self.client.log.switch(noted);
         !self.full()
     }
 
@@ -616,7 +648,20 @@ impl<'a> Run<'a> {
                 None => CrashPlan::None,
             };
         }
-        Outcome { findings, stats: self.stats, digest: self.digest, undecided: self.undecided, explicit }
+        let history = self.history(&findings);
+        let (events, undecided) = (self.client.log.take(), self.undecided);
+        Outcome { findings, stats: self.stats, digest: self.digest, undecided, explicit, events, history }
+    }
+
+    /// What was done to the unit that the first finding is about. Power cuts are looked into beside the run, so that
+    /// the oracle stands where it stood when the power went.
+    fn history(&self, findings: &[Finding]) -> Vec<oracle::Event> {
+        let range = findings.first().and_then(|finding| finding.range).filter(|range| !range.is_empty());
+        let oracle = self.client.oracle.try_borrow();
+        match (range, oracle) {
+            (Some(range), Ok(oracle)) if self.settings.events => oracle.history(range.start / 512),
+            _ => Vec::new(),
+        }
     }
 }
 
