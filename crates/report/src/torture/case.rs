@@ -43,6 +43,8 @@ pub struct Origin<'a> {
     pub profile: Option<&'a str>,
     /// What shrinking came to.
     pub shrunk: Option<&'a Shrunk>,
+    /// The same in words, of a finding that was stored and read back.
+    pub shrunk_words: Option<&'a str>,
 }
 
 impl<'a> Case<'a> {
@@ -60,7 +62,7 @@ impl<'a> Case<'a> {
         let same = |finding: &&Finding| finding.signature == found.finding.signature;
         let finding = outcome.findings.iter().find(same).unwrap_or(&found.finding);
         let Found { seed, times, ops, .. } = *found;
-        let origin = Some(Origin { seed, times, ops, profile, shrunk: found.shrunk.as_ref() });
+        let origin = Some(Origin { seed, times, ops, profile, shrunk: found.shrunk.as_ref(), shrunk_words: None });
         Self { origin, ..Self::new(found.least(), finding, outcome, plan_file) }
     }
 
@@ -93,6 +95,7 @@ impl<'a> Case<'a> {
         let finding = self.finding;
         // Findings after a power cut say so in words of their own, which do not say when.
         let said = finding.text.strip_prefix("after a power cut ").unwrap_or(&finding.text);
+        let said = &said_well(said);
         let mut sentence = match (&finding.cut, finding.signature.phase.as_str()) {
             (Some((point, state)), _) => {
                 let when = match point {
@@ -104,8 +107,12 @@ impl<'a> Case<'a> {
             (None, "recovery") => format!("After a power cut, {said}"),
             (None, "reopen") => format!("After the image was closed and opened again, {said}"),
             (None, "close") => format!("After the image was closed, {said}"),
+            // That a run ends does not make it; that the image was opened anew does.
+            (None, "end") if finding.signature.code == "reopen" => {
+                format!("After the image was closed and opened again, {said}")
+            }
             (None, "end") => format!("When all was done and faults had stopped, {said}"),
-            _ => capital(said),
+            (None, _) => capital(said),
         };
         if let Some(promise) = super::history::promise(self) {
             sentence.push_str("; ");
@@ -113,6 +120,17 @@ impl<'a> Case<'a> {
         }
         sentence.push('.');
         sentence
+    }
+}
+
+/// `bytes 0x0..0x200 hold zeroes, where only op 2 may be`, for the oracle's `bytes 0x0..0x200: found zeroes, allowed: op 2`.
+fn said_well(text: &str) -> String {
+    let parts = text.split_once(": found ").and_then(|(place, rest)| Some((place, rest.split_once(", allowed: ")?)));
+    match parts {
+        Some((place, (found, allowed))) => {
+            format!("{place} hold {found}, where only {} may be", allowed.replace("; ", " or "))
+        }
+        None => text.to_owned(),
     }
 }
 

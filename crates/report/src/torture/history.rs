@@ -55,6 +55,12 @@ fn line(case: &Case<'_>, run: &Run<'_>, event: &Event) -> Line {
     Line { op: event.op, what, outcome, durable: event.durable && touches && event.act.writes(), touches }
 }
 
+/// What the wrong bytes hold, in the oracle's words.
+pub(crate) fn found<'a>(case: &Case<'a>) -> Option<&'a str> {
+    let (_, rest) = case.finding.text.split_once("found ")?;
+    Some(rest.split_once(", allowed: ").map_or(rest, |(found, _)| found))
+}
+
 /// What had promised the content that is missing: `flush 3, sent after op 2 had completed, had succeeded`.
 pub(crate) fn promise(case: &Case<'_>) -> Option<String> {
     let history = &case.outcome.history;

@@ -8,13 +8,15 @@
 //! - [`json`] (schema `blkproof.torture/1`), [`junit`], [`github`]: for machines;
 //! - [`html`]: all of it as one page that needs nothing else.
 //!
+//! A [`Suite`] is what a campaign against one target found, and what it did not test.
+//!
 //! Names of targets, options, panics and file names come from outside; each rendering escapes them in its own way.
 
 pub mod coverage;
-// pub mod github;
-// pub mod html;
-// pub mod json;
-// pub mod junit;
+pub mod github;
+pub mod html;
+pub mod json;
+pub mod junit;
 pub mod neighbours;
 pub mod qemu_io;
 pub mod rules;
@@ -27,6 +29,7 @@ mod crash;
 mod history;
 mod model;
 mod replay;
+mod suite;
 mod table;
 
 pub use self::case::{Case, Origin};
@@ -34,3 +37,4 @@ pub use self::coverage::Coverage;
 pub use self::neighbours::Neighbour;
 pub use self::replay::{plan_hash, quoted};
 pub use self::rules::{Rule, Severity};
+pub use self::suite::{Entry, Suite};

@@ -169,12 +169,4 @@ impl<'a> Run<'a> {
         let what = if key.step == Step::Effect { "took effect" } else { "was answered" };
         format!("just before request {} {whose}, {}, {what}", below.info.key, below.words())
     }
-
-    /// `0 (open)`, `12`.
-    pub(crate) fn last_move(&self) -> u64 {
-        let below = self.below.iter().flat_map(|below| [Some(below.sent), below.moved, below.heard]);
-        let requests = self.requests.iter().flat_map(|request| [request.sent, request.ended]);
-        let cuts = self.cuts.iter().map(|cut| Some(cut.at));
-        below.chain(requests).chain(cuts).flatten().max().unwrap_or(0)
-    }
 }

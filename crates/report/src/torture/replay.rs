@@ -42,6 +42,6 @@ impl Case<'_> {
     pub fn seed_command(&self) -> Option<String> {
         let origin = self.origin?;
         let profile = origin.profile.map(|name| format!(" --profile {}", quoted(name))).unwrap_or_default();
-        Some(format!("blkproof torture --target {}{profile} --seed {}", quoted(&self.plan.target.name), origin.seed))
+        Some(format!("blkproof torture --target {}{profile} --seed {:#x}", quoted(&self.plan.target.name), origin.seed))
     }
 }

@@ -98,7 +98,9 @@ pub static ALL: &[Rule] = &{
     ]
 };
 
-static OTHER: Rule = rule("other", "CM 5.7", Severity::WrongData, "what the target declared beyond the rules for all");
+/// A code that nobody here knows.
+pub(super) static OTHER: Rule =
+    rule("other", "CM 5.7", Severity::WrongData, "what the target declared beyond the rules for all");
 
 const fn rule(code: &'static str, section: &'static str, severity: Severity, holds: &'static str) -> Rule {
     Rule { code, section, severity, holds }

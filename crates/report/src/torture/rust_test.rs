@@ -16,7 +16,10 @@ pub fn source(case: &Case<'_>) -> String {
     let target = match case.target_expression {
         Some(expression) => expression.to_owned(),
         None if target::names().any(|ours| ours == name) => format!("target::find({name:?}).unwrap()"),
-        None => format!("&MyDriver /* whose name is {} */", safe(&format!("{name:?}")).replace("*/", "* /")),
+        None => format!(
+            "&MyDriver /* whose name is {} */",
+            safe(&format!("{name:?}")).replace("*/", "* /").replace("/*", "/ *")
+        ),
     };
     format!(
         "/// {sentence}\n\

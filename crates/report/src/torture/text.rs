@@ -160,8 +160,7 @@ impl Page<'_> {
             self.item(out, label, words)?;
             label = "            ";
         }
-        let found = case.finding.text.split_once("found ").map(|(_, rest)| rest);
-        match found.map(|rest| rest.split_once(", allowed: ").map_or(rest, |(found, _)| found)) {
+        match history::found(case) {
             Some(found) => self.item(out, "  holds     ", found),
             None => Ok(()),
         }
@@ -247,13 +246,13 @@ pub(super) fn cut_words(run: &super::model::Run<'_>, cut: &super::model::Cut<'_>
 /// How it was found, and what shrinking came to.
 pub(super) fn origin(case: &Case<'_>) -> Vec<String> {
     let Some(origin) = case.origin else { return Vec::new() };
-    let mut found = format!("Found by seed {} after {}", origin.seed, plural(origin.ops, "request"));
+    let mut found = format!("Found by seed {:#x} after {}", origin.seed, plural(origin.ops, "request"));
     if origin.times > 1 {
         let _ = write!(found, "; {} found it", plural(origin.times, "seed"));
     }
     found.push('.');
     let mut lines = vec![found];
-    lines.extend(origin.shrunk.map(shrunk));
+    lines.extend(origin.shrunk.map(shrunk).or_else(|| origin.shrunk_words.map(|words| format!("Shrunk {words}."))));
     lines
 }
 

@@ -4,16 +4,17 @@
 //! moves of which twelve matter takes twelve columns. Only the last [`SPAN_MAX`] of them are shown, those that led to the
 //! finding.
 
-// mod svg;
+mod svg;
 mod text;
 
-// pub use self::svg::svg;
+pub use self::svg::svg;
 pub use self::text::text;
 
 use blkproof_sim::IoKind;
 use blkproof_torture::plan::Act;
 
 use super::Case;
+use super::crash::{self, Fate};
 use super::model::{End, Run};
 use super::table::is_guilty;
 
@@ -56,6 +57,8 @@ pub(super) struct Bar {
     pub(super) failed: bool,
     pub(super) dropped: bool,
     pub(super) guilty: bool,
+    /// What the power cut made of it.
+    pub(super) fate: Option<Fate>,
 }
 
 /// All of it.
@@ -114,11 +117,13 @@ impl Timeline {
                 failed: matches!(request.end, End::Failed(_)),
                 dropped: request.end == End::Dropped,
                 guilty: is_guilty(case, &op.act),
+                fate: None,
             };
             all.push((sent, 0, request.ended, bar));
         }
         let guilty =
             |op: u32| run.requests.iter().any(|request| request.op.id == op && is_guilty(case, &request.op.act));
+        let cut = crash::cut(case, run);
         for below in &run.below {
             let info = below.info;
             let class = match info.kind {
@@ -127,13 +132,20 @@ impl Timeline {
                 IoKind::Drain => Class::Other,
                 IoKind::Write | IoKind::Zeroes | IoKind::Discard | IoKind::Resize => Class::Write,
             };
-            let how = match (below.fault, below.heard, below.moved) {
+            let at_cut = cut.filter(|cut| cut.undecided.contains(&info.key) && below.sent <= cut.at);
+            let fate = at_cut.map(|cut| crash::fate(cut.state, info.key));
+            let mut how = match (below.fault, below.heard, below.moved) {
                 (Some(fault), ..) => format!("fails: {}", blkproof_torture::plan::errno_words(fault.errno)),
                 (None, Some(_), _) => "done".to_owned(),
                 (None, None, Some(_)) => "took effect, not answered".to_owned(),
                 (None, None, None) => "not answered".to_owned(),
             };
+            if let Some(fate) = fate {
+                how.push_str("; ");
+                how.push_str(&fate.words());
+            }
             let bar = Bar {
+                fate,
                 lane: Lane::Disk,
                 class,
                 name: info.key.to_string(),
@@ -156,7 +168,12 @@ impl Timeline {
             before: count.saturating_sub(all.len()),
             bars: all.into_iter().map(|(.., bar)| bar).collect(),
             cuts: run.cuts.iter().map(|cut| column(cut.at)).collect(),
-            parts: run.parts.iter().filter(|(at, _)| *at >= first).map(|(at, part)| (column(*at), *part)).collect(),
+            parts: run
+                .parts
+                .iter()
+                .filter(|(at, _)| at.saturating_add(1) >= first)
+                .map(|(at, part)| (column(at.saturating_add(1)), *part))
+                .collect(),
             moves,
         }
     }

@@ -20,7 +20,11 @@ pub fn text(case: &Case<'_>) -> String {
         let _ = writeln!(out, "  ({} were over before)", plural(timeline.before as u64, "request"));
     }
     let names = timeline.bars.iter().map(|bar| bar.name.len()).max().unwrap_or(1);
+    let mut parts = timeline.parts.iter().peekable();
     for bar in &timeline.bars {
+        while let Some((_, part)) = parts.next_if(|(from, _)| *from <= bar.from) {
+            let _ = writeln!(out, "  · {part}");
+        }
         let lane = match bar.lane {
             Lane::Queue(queue) => format!("queue {queue}"),
             Lane::Image => "image".to_owned(),
@@ -30,6 +34,9 @@ pub fn text(case: &Case<'_>) -> String {
         let what = format!("{}; {}", bar.what, bar.how);
         let line = format!("  {lane:<9} {:>names$}  {} {mark} {}", bar.name, cells(&timeline, bar), safe(&what));
         let _ = writeln!(out, "{}", line.trim_end());
+    }
+    for (_, part) in parts {
+        let _ = writeln!(out, "  · {part}");
     }
     let _ = writeln!(out, "  {}", legend(&timeline));
     out
