@@ -3,19 +3,21 @@
 
 mod torture_common;
 
+use std::collections::BTreeMap;
 use std::process::Command;
 
-use blkproof_report::torture::text::{Show, report};
+use blkproof_report::torture::text::{Show, report, write_coverage};
 use blkproof_report::torture::{
     Case, Coverage, Entry, Neighbour, Suite, github, html, json, junit, neighbours, qemu_io, quoted, rules, rust_test,
     timeline,
 };
-use blkproof_torture::campaign::Results;
-use blkproof_torture::run::{Stats, run};
+use blkproof_torture::campaign::{Found, Results};
+use blkproof_torture::run::{Finding, Outcome, Stats, run};
+use blkproof_torture::shrink::{Limit, Shrunk};
 use blkproof_torture::target;
 use blkproof_torture::workload::Profile;
 use torture_common::{
-    EVENTS, HOSTILE, Hostile, LOST_FLUSH, LOST_WRITE, golden, hostile_plan, plan, python, suite, with_case,
+    EVENTS, HOSTILE, Hostile, LOST_FLUSH, LOST_WRITE, SECOND_LIFE, golden, hostile_plan, plan, python, suite, with_case,
 };
 
 /// The test to paste is one: this is what [`rust_test`] made of a plan, for the driver without the bug.
@@ -48,6 +50,51 @@ fn a_lost_flush_in_full() {
         assert_eq!(qemu_io::script(&case), Err("it has no power cuts".to_owned()));
         golden("lost-flush.svg", &timeline::svg(&case));
     });
+}
+
+/// A cut among the ops, a request that is dropped, and names of requests below that come twice, one in each life.
+#[test]
+fn a_second_life_in_full() {
+    with_case(&plan(SECOND_LIFE), |case| golden("second-life.txt", &report(&case, &Show::default())));
+}
+
+#[test]
+fn how_it_was_found_is_said() {
+    let plan = plan(LOST_WRITE);
+    let outcome = torture_common::outcome(&plan);
+    let shrunk = Shrunk {
+        plan: plan.clone(),
+        original: 214,
+        size: 5,
+        runs: 1312,
+        judged: 1312,
+        rounds: 3,
+        limit: Limit::Fixpoint,
+        minimal: true,
+        verified: (3, 3),
+        others: BTreeMap::new(),
+    };
+    // What the first run said has the numbers of another plan.
+    let first = Finding { text: "in other words".to_owned(), ..outcome.findings[0].clone() };
+    let found = Found { seed: 0x51f0, times: 2, ops: 12345, finding: first, plan, shrunk: Some(shrunk) };
+    let case = Case::of_found(&found, &outcome, Some("quick"), "a b.toml");
+    let text = report(&case, &Show { code: false, width: 200, ..Show::default() });
+    for words in [
+        "  Found by seed 0x51f0 after 12 345 requests; 2 seeds found it.\n",
+        "  Shrunk from 214 to 5 elements in 1 312 runs; without any one of them it does not fail (nothing could be made smaller); \
+         it failed in 3 of 3 further runs.\n",
+        "  blkproof replay 'a b.toml'\n",
+        "  blkproof torture --target v1-map-before-data --profile quick --seed 0x51f0\n",
+        "bytes 0x200..0x400 hold",
+    ] {
+        assert!(text.contains(words), "{words:?} in {text}");
+    }
+    assert!(!text.contains("in other words"), "{text}");
+    // A run that shows nothing does not hide what was found.
+    let nothing = Outcome { findings: Vec::new(), ..outcome.clone() };
+    let text = report(&Case::of_found(&found, &nothing, None, "x"), &Show::default());
+    assert!(text.contains("in other words") && text.contains("did not show it again"), "{text}");
+    assert!(Case::of_run(&found.plan, &nothing, "x").is_none());
 }
 
 #[test]
@@ -238,6 +285,9 @@ fn what_was_not_tested_is_said() {
     let one = Coverage::of(&Results { seeds: 1, stats, found: Vec::new() }, 3, &info, &Profile::QUICK).not_tested();
     assert!(one.iter().any(|line| line.starts_with("never drawn: ")), "{one:?}");
     assert!(one.iter().any(|line| line.contains("33.33 %") && line.contains("40 states")), "{one:?}");
+    let mut text = String::new();
+    write_coverage(&mut text, &Coverage::default(), &Show::default()).unwrap();
+    assert!(text.starts_with("NOT TESTED\n  - never drawn: reads, writes,") && text.contains("real threads"), "{text}");
     let all = Coverage::of(&Results { seeds: 5000, stats, found: Vec::new() }, 0, &info, &Profile::QUICK).not_tested();
     assert!(all.iter().any(|line| line == "never drawn: compressed writes, images over a base"), "{all:?}");
     assert!(all.iter().any(|line| line.contains("shorn, garbage")), "{all:?}");

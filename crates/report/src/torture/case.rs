@@ -1,11 +1,11 @@
 //! One finding, and everything a report needs to tell of it.
 
 use blkproof_torture::campaign::Found;
-use blkproof_torture::plan::{CutPoint, Plan};
+use blkproof_torture::plan::Plan;
 use blkproof_torture::run::{Finding, Outcome};
 use blkproof_torture::shrink::Shrunk;
 
-use super::model::Run;
+use super::model::{Cut, Run};
 use super::neighbours::Neighbour;
 use super::rules::{self, Rule};
 
@@ -98,11 +98,9 @@ impl<'a> Case<'a> {
         let said = &said_well(said);
         let mut sentence = match (&finding.cut, finding.signature.phase.as_str()) {
             (Some((point, state)), _) => {
-                let when = match point {
-                    CutPoint::Before(key) => self.run().move_words(*key),
-                    point => point.describe(),
-                };
-                format!("After a power cut {when} that leaves {}, {said}", state.describe())
+                let cut = Cut { at: 0, point: *point, state, undecided: &[] };
+                let when = super::text::cut_words(&self.run(), &cut);
+                format!("After a power cut {when}, which left {}, {said}", state.describe())
             }
             (None, "recovery") => format!("After a power cut, {said}"),
             (None, "reopen") => format!("After the image was closed and opened again, {said}"),
@@ -112,6 +110,10 @@ impl<'a> Case<'a> {
                 format!("After the image was closed and opened again, {said}")
             }
             (None, "end") => format!("When all was done and faults had stopped, {said}"),
+            (None, "run") => match self.run().cuts.last() {
+                Some(cut) => format!("After the power cut {}, {said}", super::text::cut_words(&self.run(), cut)),
+                None => capital(said),
+            },
             (None, _) => capital(said),
         };
         if let Some(promise) = super::history::promise(self) {
@@ -123,7 +125,8 @@ impl<'a> Case<'a> {
     }
 }
 
-/// `bytes 0x0..0x200 hold zeroes, where only op 2 may be`, for the oracle's `bytes 0x0..0x200: found zeroes, allowed: op 2`.
+/// `bytes 0x0..0x200 hold zeroes, where only op 2 may be`, for the oracle's `bytes 0x0..0x200: found zeroes, allowed: op
+/// 2`.
 fn said_well(text: &str) -> String {
     let parts = text.split_once(": found ").and_then(|(place, rest)| Some((place, rest.split_once(", allowed: ")?)));
     match parts {

@@ -4,8 +4,10 @@
 //! of numbers; ranges are objects of `offset` and `length`.
 
 use blkproof_block::ByteRange;
+use blkproof_sim::IoKey;
 use serde_json::{Value, json};
 
+use super::crash::Fate;
 use super::model::Run;
 use super::suite::Entry;
 use super::{Case, Suite, crash, history, qemu_io, rust_test};
@@ -67,7 +69,9 @@ pub fn case(case: &Case<'_>) -> Value {
         "range": finding.range.map(range),
         "allowed": finding.allowed,
         "step": finding.step,
-        "cut": finding.cut.as_ref().map(|(point, state)| json!({ "when": point.describe(), "leaves": state.describe() })),
+        "cut": finding.cut.as_ref().map(|(point, state)| {
+            json!({ "when": point.describe(), "leaves": state.describe() })
+        }),
         "repeats": case.repeats(),
         "origin": origin(case),
         "replay": case.replay_command(),
@@ -149,7 +153,11 @@ fn sector(case: &Case<'_>) -> Value {
     let Some(sector) = history::sector(case) else { return Value::Null };
     let line = |line: history::Line| {
         json!({
-            "op": line.op, "words": line.what, "outcome": line.outcome, "durable": line.durable, "touches": line.touches,
+            "op": line.op,
+            "words": line.what,
+            "outcome": line.outcome,
+            "durable": line.durable,
+            "touches": line.touches,
         })
     };
     json!({
@@ -160,7 +168,7 @@ fn sector(case: &Case<'_>) -> Value {
 
 fn crash_state(case: &Case<'_>, run: &Run<'_>) -> Value {
     let Some(cut) = crash::cut(case, run) else { return Value::Null };
-    let one = |(io, words, fate): (blkproof_sim::IoKey, String, crash::Fate)| json!({ "name": io.to_string(), "words": words, "fate": fate.name() });
+    let one = |(io, words, fate): (IoKey, String, Fate)| json!({ "name": io.to_string(), "words": words, "fate": fate.name() });
     let neighbour = |other: &super::Neighbour| json!({ "leaves": other.state.describe(), "fails": other.fails });
     json!({
         "when": super::text::cut_words(run, &cut),

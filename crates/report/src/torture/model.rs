@@ -159,6 +159,11 @@ impl<'a> Run<'a> {
         self.below.iter().rfind(|below| below.info.key == key)
     }
 
+    /// Whether this op is a power cut.
+    pub(crate) fn is_cut(&self, id: OpId) -> bool {
+        self.requests.iter().any(|request| request.op.id == id && matches!(request.op.act, Act::Cut { .. }))
+    }
+
     /// Just before which move, in words.
     pub(crate) fn move_words(&self, key: MoveKey) -> String {
         let Some(below) = key.io().and_then(|io| self.io(io)) else { return format!("just before {key}") };

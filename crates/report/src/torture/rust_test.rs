@@ -3,7 +3,7 @@
 use blkproof_torture::target;
 
 use super::Case;
-use crate::text::safe;
+use crate::text::{safe, wrap};
 
 /// The source of a test that fails until the bug is mended.
 #[must_use]
@@ -22,7 +22,7 @@ pub fn source(case: &Case<'_>) -> String {
         ),
     };
     format!(
-        "/// {sentence}\n\
+        "{sentence}\
          #[test]\n\
          fn {function}() {{\n\
          \u{20}   use blkproof_torture::run::{{Settings, run}};\n\
@@ -32,7 +32,7 @@ pub fn source(case: &Case<'_>) -> String {
          \u{20}   let outcome = run(&plan, target, &Settings::default());\n\
          \u{20}   assert_eq!(outcome.findings, []);\n\
          }}\n",
-        sentence = safe(&case.sentence()),
+        sentence = wrap(&safe(&case.sentence()), "/// ", 116),
         function = function(case),
     )
 }

@@ -2,10 +2,12 @@
 
 use std::fmt::{self, Write as _};
 
+use blkproof_torture::plan::CutPoint;
 use blkproof_torture::shrink::Shrunk;
 
 use super::Case;
 use super::history::{self, SECTOR};
+use super::model::{Cut, Run};
 use super::{Coverage, crash, qemu_io, rust_test, table, timeline};
 use crate::Style;
 use crate::text::{count, plural, safe, wrap_after};
@@ -236,9 +238,12 @@ impl Page<'_> {
     }
 }
 
-pub(super) fn cut_words(run: &super::model::Run<'_>, cut: &super::model::Cut<'_>) -> String {
+/// When the power went, in words.
+pub(super) fn cut_words(run: &Run<'_>, cut: &Cut<'_>) -> String {
     match cut.point {
-        blkproof_torture::plan::CutPoint::Before(key) => run.move_words(key),
+        CutPoint::Before(key) => run.move_words(key),
+        // An op of the plan, which is not sent to anybody.
+        CutPoint::BeforeOp(op) if run.is_cut(op) => format!("at op {op}"),
         point => point.describe(),
     }
 }

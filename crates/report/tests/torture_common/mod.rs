@@ -32,6 +32,22 @@ name = "m35-flush-without-barrier"
 size = "1M"
 "#;
 
+/// The same, with the power cut in the middle.
+pub const SECOND_LIFE: &str = r#"schema = "blkproof.plan/1"
+seed = 1
+ops = [
+    "1 write 64K+1K",
+    "2 flush after 1",
+    "3 q1 write 64K+512 after 1 drop@1",
+    "4 cut all-old",
+    "5 q2 read 64K+2K as 1K+1K",
+    "6 reopen",
+]
+[target]
+name = "m35-flush-without-barrier"
+size = "1M"
+"#;
+
 pub fn plan(text: &str) -> Plan {
     text.parse().unwrap()
 }

@@ -1,4 +1,5 @@
-/// After the image was closed and opened again, bytes 0x200..0x400 hold superseded content of the initial content, where only op 2 (write 0x200..0x400, completed) may be; flush 3, sent after op 2 had completed, had succeeded.
+/// After the image was closed and opened again, bytes 0x200..0x400 hold superseded content of the initial content,
+/// where only op 2 (write 0x200..0x400, completed) may be; flush 3, sent after op 2 had completed, had succeeded.
 #[test]
 fn v1_map_before_data_reopen_1f52() {
     use blkproof_torture::run::{Settings, run};

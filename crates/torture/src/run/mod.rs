@@ -65,9 +65,9 @@ pub struct Outcome {
     pub explicit: Plan,
     /// What happened, in order; empty unless [`Settings::events`] asks for it.
     pub events: Vec<Event>,
-    /// What was done to the 512 bytes around the first wrong byte of the first finding, if it has one, as the oracle had
-    /// it then; empty unless [`Settings::events`] asks for it. Numbers that the plan does not have are of requests that
-    /// the run makes at its end.
+    /// What was done to the 512 bytes around the first wrong byte of the first finding, if it has one, as the oracle
+    /// had it then; empty unless [`Settings::events`] asks for it. Numbers that the plan does not have are of requests
+    /// that the run makes at its end.
     pub history: Vec<oracle::Event>,
 }
 

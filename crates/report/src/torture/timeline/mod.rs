@@ -1,8 +1,8 @@
 //! What was in flight when (CM 12.2 (4)).
 //!
 //! Time is counted in the moves in which something begins or ends; the others are left out, so that a run of a thousand
-//! moves of which twelve matter takes twelve columns. Only the last [`SPAN_MAX`] of them are shown, those that led to the
-//! finding.
+//! moves of which twelve matter takes twelve columns. Only the last [`SPAN_MAX`] of them are shown: those that led to
+//! the finding.
 
 mod svg;
 mod text;
@@ -110,7 +110,7 @@ impl Timeline {
                 class,
                 name: op.id.to_string(),
                 what: op.act.describe(),
-                how: request.end.words(),
+                how: if matches!(op.act, Act::Cut { .. }) { "the power went".to_owned() } else { request.end.words() },
                 from: column(sent),
                 moved: None,
                 to: request.ended.map(column),
@@ -176,6 +176,12 @@ impl Timeline {
                 .collect(),
             moves,
         }
+    }
+
+    /// The last column of a bar: what was not answered goes on to the power cut, or to the end.
+    fn end(&self, bar: &Bar) -> usize {
+        let cut = self.cuts.iter().copied().find(|cut| *cut >= bar.from);
+        bar.to.or(cut).unwrap_or(self.width().saturating_sub(1)).max(bar.from)
     }
 
     /// How many columns.

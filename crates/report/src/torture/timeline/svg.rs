@@ -57,7 +57,7 @@ impl<'a> Picture<'a> {
             let begin = lanes.len();
             let mut ends: Vec<usize> = Vec::new();
             for (bar, place) in timeline.bars.iter().zip(&mut places).filter(|(bar, _)| bar.lane == kind) {
-                let end = end(timeline, bar);
+                let end = timeline.end(bar);
                 let free = ends.iter().position(|until| *until < bar.from);
                 let lane = free.unwrap_or(ends.len());
                 if lane >= DISK_LANES_MAX {
@@ -173,7 +173,7 @@ impl<'a> Picture<'a> {
 
     fn bar(&self, bar: &Bar, lane: usize, out: &mut String) {
         let (x, y) = (self.x(bar.from) + 1.0, self.y(lane) + 5.0);
-        let columns = end(self.timeline, bar).saturating_sub(bar.from).saturating_add(1);
+        let columns = self.timeline.end(bar).saturating_sub(bar.from).saturating_add(1);
         let width = (columns as f64 * self.column - 2.0).max(2.0);
         let class = match bar.class {
             Class::Read => "read",
@@ -279,10 +279,4 @@ impl<'a> Picture<'a> {
             x + 16.0
         );
     }
-}
-
-/// The last column of a bar: what was not answered goes on to the power cut, or to the end.
-fn end(timeline: &Timeline, bar: &Bar) -> usize {
-    let cut = timeline.cuts.iter().copied().find(|cut| *cut >= bar.from);
-    bar.to.or(cut).unwrap_or(timeline.width().saturating_sub(1)).max(bar.from)
 }

@@ -44,7 +44,7 @@ pub fn text(case: &Case<'_>) -> String {
 
 fn cells(timeline: &Timeline, bar: &super::Bar) -> String {
     let mut cells = vec![' '; timeline.width()];
-    let end = bar.to.unwrap_or(timeline.width().saturating_sub(1)).max(bar.from);
+    let end = timeline.end(bar);
     let fill = if bar.class == Class::Flush { '═' } else { '─' };
     for cell in cells.iter_mut().take(end.saturating_add(1)).skip(bar.from) {
         *cell = fill;
