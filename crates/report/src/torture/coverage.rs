@@ -27,6 +27,7 @@ const FEATURES: &[&str] = &[
     "closing and opening again",
     "power cuts in between",
     "power cuts looked into beside the run",
+    "power cuts during the recovery from one",
     "FUA",
     "compressed writes",
     "zeroes that give space back",
@@ -120,7 +121,6 @@ impl Coverage {
                 plural(self.seeds, "seed")
             ));
         }
-        lines.push("power cuts during the recovery from one".to_owned());
         lines.push("real threads, and what one thread can not show".to_owned());
         lines
     }
@@ -189,6 +189,12 @@ fn features(plan: &Plan) -> Vec<&'static str> {
         put(kind, true);
     }
     put("power cuts looked into beside the run", plan.crash != CrashPlan::None);
+    let again = match &plan.crash {
+        CrashPlan::Explore { depth, .. } => *depth > 0,
+        CrashPlan::At { again, .. } => again.is_some(),
+        CrashPlan::None => false,
+    };
+    put("power cuts during the recovery from one", again);
     let ordered = plan.schedule.strategy != Strategy::Fifo || !plan.schedule.holds.is_empty();
     put("orders other than first in, first out", ordered);
     let (named, random) = (&plan.faults.named, &plan.faults.random);
