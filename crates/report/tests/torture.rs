@@ -295,6 +295,27 @@ fn what_was_not_tested_is_said() {
 }
 
 #[test]
+fn a_power_cut_is_said_once() {
+    let plan = plan(LOST_FLUSH);
+    let outcome = torture_common::outcome(&plan);
+    for (text, said) in [
+        ("after a power cut the image does not open: no", "the image does not open: no"),
+        ("closed after a power cut, the image has leaks: 1", "closed, the image has leaks: 1"),
+        ("the driver panicked after a power cut: no (a.rs:1)", "the driver panicked: no (a.rs:1)"),
+        (
+            "after a second power cut, while the image was opened, after a power cut bytes 0x0..0x200: found x, allowed: y; z",
+            "after a second power cut, while the image was opened, bytes 0x0..0x200 hold x, where only y or z may be",
+        ),
+    ] {
+        let finding = Finding { text: text.to_owned(), allowed: Vec::new(), ..outcome.findings[0].clone() };
+        let outcome = Outcome { findings: vec![finding], ..outcome.clone() };
+        let got = Case::of_run(&plan, &outcome, "x").unwrap().sentence();
+        let begin = "After a power cut just after op 2 succeeded, which left nothing that was not durable, ";
+        assert_eq!(got, format!("{begin}{said}."));
+    }
+}
+
+#[test]
 fn every_code_of_the_oracle_has_a_rule() {
     for code in ["foreign", "read", "inversion", "failed-write", "overlap", "cancel", "flush", "fua", "discard", "zero"]
     {

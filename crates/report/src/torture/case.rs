@@ -94,8 +94,11 @@ impl<'a> Case<'a> {
     pub fn sentence(&self) -> String {
         let finding = self.finding;
         // Findings after a power cut say so in words of their own, which do not say when.
-        let said = finding.text.strip_prefix("after a power cut ").unwrap_or(&finding.text);
-        let said = &said_well(said);
+        let said = match finding.cut.is_some() || finding.signature.phase == "recovery" {
+            true => finding.text.replace("closed after a power cut", "closed").replace("after a power cut ", ""),
+            false => finding.text.clone(),
+        };
+        let said = &said_well(&said.replace(" after a power cut: ", ": "));
         let mut sentence = match (&finding.cut, finding.signature.phase.as_str()) {
             (Some((point, state)), _) => {
                 let cut = Cut { at: 0, point: *point, state, undecided: &[] };
