@@ -7,6 +7,7 @@
 //! - [`ddrescue`]: what the guest's disk has lost, as a map for GNU ddrescue;
 //! - [`map`]: the image file by owner and the guest's disk by state, as pictures: HTML, SVG, letters;
 //! - [`stats`]: what went through a node, as a table for a terminal and a page of heat maps and latencies;
+//! - [`torture`]: what was found wrong with a driver, and how to see it again: text, JSON, JUnit, annotations, SVG, HTML;
 //! - [`text`]: the small parts they share.
 
 pub mod ddrescue;
@@ -17,6 +18,7 @@ pub mod map;
 pub mod qcheck;
 pub mod stats;
 pub mod text;
+pub mod torture;
 
 mod style;
 

@@ -30,7 +30,7 @@ pub use html::html;
 pub(crate) use html::script_data;
 pub use svg::svg;
 pub use term::{term, term_maps};
-pub(crate) use text::{cut, markup};
+pub(crate) use text::{cut, markup, percent};
 
 /// Cells of each map that the pictures are designed for: 128 × 128. What a caller gives to
 /// [`blkproof_check::Options::cells`]; fewer make coarser pictures, more make bigger files.

@@ -9,6 +9,7 @@ use blkproof_block::{Errno, IoError, RuleId};
 use blkproof_sim::disk::Adversary;
 use blkproof_sim::{Fault, FaultDone, IoInfo, IoKind, Owner};
 
+use super::events::{Log, What};
 use crate::plan::{FaultAt, FaultSpec, Faults, RandomFaults};
 
 /// Streams of decisions under one seed.
@@ -32,11 +33,12 @@ pub(super) struct Damage {
     quiet: Cell<bool>,
     /// The image is being opened or closed.
     opening: Cell<bool>,
+    log: Rc<Log>,
 }
 
 impl Damage {
-    pub(super) fn new(plan: &Faults) -> Rc<Self> {
-        Rc::new(Self { plan: plan.clone(), ..Self::default() })
+    pub(super) fn new(plan: &Faults, log: Rc<Log>) -> Rc<Self> {
+        Rc::new(Self { plan: plan.clone(), log, ..Self::default() })
     }
 
     /// How many requests have failed so far.
@@ -83,6 +85,7 @@ impl Damage {
         let sent = self.sent.get().saturating_add(1);
         self.sent.set(sent);
         self.reached.set(true);
+        self.log.note(|| What::Below(info.clone()));
         let of_kind = {
             let mut kinds = self.by_kind.borrow_mut();
             let count = kinds.entry(info.kind).or_default();
@@ -106,7 +109,9 @@ impl Damage {
             || self.lasting.borrow().iter().find(|(kind, _)| *kind == info.kind).map(|(_, spec)| spec.clone());
         let spec = named.cloned().or_else(lasting).or_else(|| self.at_random(&self.plan.random, info))?;
         // By name from now on, whatever it was called by.
-        self.fired.borrow_mut().push(FaultSpec { at: FaultAt::Io(info.key), lasting: false, ..spec.clone() });
+        let named = FaultSpec { at: FaultAt::Io(info.key), lasting: false, ..spec.clone() };
+        self.log.note(|| What::Fault(named.clone()));
+        self.fired.borrow_mut().push(named);
         let mut error = IoError::new(spec.errno);
         error.injected_by = Some(RuleId(info.key.to_string().into()));
         Some(Fault { immediate: spec.immediate, done: spec.done, error })

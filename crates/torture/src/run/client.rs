@@ -11,6 +11,7 @@ use blkproof_block::{
 };
 
 use super::adversary::Damage;
+use super::events::{Log, What};
 use super::finding::Finding;
 use crate::oracle::{Ending, Oracle, Violation};
 use crate::plan::{Act, Op, OpId};
@@ -23,6 +24,7 @@ const EXTENTS_MAX: usize = 1 << 16;
 pub(super) struct Client {
     pub(super) oracle: RefCell<Oracle>,
     pub(super) damage: Rc<Damage>,
+    pub(super) log: Rc<Log>,
     pub(super) findings: RefCell<Vec<Finding>>,
     /// Requests that have ended and were not yet looked at.
     pub(super) ended: RefCell<Vec<OpId>>,
@@ -82,6 +84,7 @@ impl Client {
 pub(super) async fn perform(client: Rc<Client>, node: Node, op: Op) {
     let id = op.id;
     let faults_before = client.damage.count();
+    client.log.note(|| What::Sent(id));
     client.oracle().submit(id, &op.act);
     let result = match &op.act {
         Act::Read { range, vector } => read(&client, &node, id, *range, vector).await,
@@ -116,6 +119,7 @@ pub(super) async fn perform(client: Rc<Client>, node: Node, op: Op) {
 
 fn finish(client: &Client, node: &Node, op: &Op, result: Result<()>, faults_before: usize) {
     let id = op.id;
+    client.log.note(|| What::Answered(id, result.as_ref().err().map(|error| error.errno)));
     match &result {
         Ok(()) => {
             client.oracle().end(id, Ending::Done);

@@ -10,6 +10,7 @@
 
 mod adversary;
 mod client;
+mod events;
 mod finding;
 mod life;
 mod now;
@@ -20,9 +21,11 @@ mod touched;
 
 use blkproof_sim::IoKey;
 
+use crate::oracle;
 use crate::plan::Plan;
 use crate::target::Target;
 
+pub use self::events::{Event, What};
 pub use self::finding::Finding;
 pub(crate) use self::now::now;
 pub use self::stats::Stats;
@@ -36,11 +39,13 @@ pub struct Settings {
     pub findings: usize,
     /// Have images checked whenever no driver has them open.
     pub check: bool,
+    /// Keep what happened, for a report: [`Outcome::events`] and [`Outcome::history`].
+    pub events: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { steps: 1_000_000, findings: 1, check: true }
+        Self { steps: 1_000_000, findings: 1, check: true, events: false }
     }
 }
 
@@ -58,6 +63,12 @@ pub struct Outcome {
     pub undecided: Option<Vec<IoKey>>,
     /// The plan without chance: every fault that happened, and the order of the run, by name.
     pub explicit: Plan,
+    /// What happened, in order; empty unless [`Settings::events`] asks for it.
+    pub events: Vec<Event>,
+    /// What was done to the 512 bytes around the first wrong byte of the first finding, if it has one, as the oracle
+    /// had it then; empty unless [`Settings::events`] asks for it. Numbers that the plan does not have are of requests
+    /// that the run makes at its end.
+    pub history: Vec<oracle::Event>,
 }
 
 /// Runs a plan.

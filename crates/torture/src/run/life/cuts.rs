@@ -2,10 +2,11 @@
 
 use std::rc::Rc;
 
-use blkproof_sim::{MoveKey, Owner, Simulation, Step};
+use blkproof_sim::{IoKey, MoveKey, Owner, Simulation, Step};
 
 use super::Run;
 use crate::plan::{CrashPlan, CutPoint, CutState, OpId};
+use crate::run::events::What;
 use crate::run::finding::Finding;
 use crate::run::recover::{self, Explorer};
 
@@ -20,6 +21,7 @@ impl<'a> Run<'a> {
                 return false;
             }
         };
+        self.note_cut(CutPoint::BeforeOp(id), state, || crash.ios());
         let after = self.client.oracle().after_crash().into_oracle();
         self.node = None;
         self.keep_order();
@@ -74,6 +76,7 @@ impl<'a> Run<'a> {
         }
         let scene = self.scene();
         self.undecided = Some(scene.crash.ios());
+        self.note_cut(point, state, || scene.crash.ios());
         let found = Explorer::one(scene, state, again.as_deref(), &mut self.stats);
         if let Some(mut finding) = found {
             finding.cut = Some((point, state.clone()));
@@ -88,9 +91,14 @@ impl<'a> Run<'a> {
         let found = explorer.explore(self.scene(), point, &mut self.stats);
         self.explorer = Some(explorer);
         if let Some((mut finding, state)) = found {
+            self.note_cut(point, &state, || self.disk.crash().ios());
             finding.cut = Some((point, state));
             self.report(finding);
         }
+    }
+
+    fn note_cut(&self, point: CutPoint, state: &CutState, undecided: impl FnOnce() -> Vec<IoKey>) {
+        self.client.log.note(|| What::Cut { point, state: state.clone(), undecided: undecided() });
     }
 
     pub(super) fn scene(&self) -> recover::Scene<'a> {

@@ -8,6 +8,7 @@ use blkproof_sim::Owner;
 use super::Run;
 use crate::oracle::Ending;
 use crate::plan::{Act, CutPoint};
+use crate::run::events::What;
 use crate::run::finding::Finding;
 use crate::run::{client, now};
 
@@ -19,6 +20,7 @@ impl Run<'_> {
         }
         self.client.damage.set_quiet(true);
         self.client.phase.set("end");
+        self.client.log.note(|| What::Begins("faults stop; all is drained and read"));
         if !self.compare(false) {
             return;
         }
@@ -32,6 +34,7 @@ impl Run<'_> {
         if !self.full() && self.open(Owner::default(), "end") {
             self.client.damage.set_quiet(true);
             self.client.phase.set("end");
+            self.client.log.note(|| What::Begins("all is read again"));
             self.compare(true);
             self.node = None;
         }
@@ -58,6 +61,8 @@ impl Run<'_> {
             None => return false,
         }
         self.disk.set_instant(true);
+        // These reads take no moves, and are many.
+        let noted = self.client.log.switch(false);
         let size = node.info().size;
         let read = self.next_id();
         let whole = ByteRange { start: 0, end: size };
@@ -82,6 +87,7 @@ impl Run<'_> {
         }
         self.client.oracle().end(read, Ending::Done);
         self.disk.set_instant(false);
+        self.client.log.switch(noted);
         !self.full()
     }
 }

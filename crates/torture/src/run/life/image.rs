@@ -12,6 +12,7 @@ use blkproof_sim::{Owner, SimDisk};
 
 use super::Run;
 use crate::plan::OpId;
+use crate::run::events::What;
 use crate::run::finding::Finding;
 use crate::run::recover;
 use crate::target::Files;
@@ -42,7 +43,7 @@ impl Run<'_> {
             if self.look_before(key) || self.simulation.steps() >= self.settings.steps {
                 break;
             }
-            self.simulation.take();
+            self.take(key);
         }
         let value = slot.borrow_mut().take();
         if value.is_none() && !self.full() {
@@ -60,6 +61,7 @@ impl Run<'_> {
     }
 
     pub(super) fn try_open(&mut self, owner: Owner) -> bool {
+        self.client.log.note(|| What::Begins("opens the image"));
         self.client.damage.set_opening(true);
         self.client.flush_failed.set(false);
         for tries in 0.. {
@@ -94,6 +96,7 @@ impl Run<'_> {
     /// Closes the image, and has it checked. Whether a driver is left to go on with.
     pub(super) fn close(&mut self, owner: Owner) -> bool {
         let Some(node) = self.node.take() else { return false };
+        self.client.log.note(|| What::Begins("closes the image"));
         self.client.damage.set_opening(true);
         let faults_before = self.client.damage.count();
         let result = self.alone(owner, async move { node.close().await });

@@ -12,10 +12,11 @@ use blkproof_block::Node;
 use blkproof_sim::disk::{Content, DiskOptions};
 use blkproof_sim::{IoKey, MoveKey, Owner, Schedule, SimDisk, Simulation, Strategy, Stuck, TaskId};
 
-use crate::oracle::Oracle;
+use crate::oracle::{self, Oracle};
 use crate::plan::{Act, CrashPlan, CutPoint, Faults, Op, OpId, Plan, RandomFaults};
 use crate::run::adversary::Damage;
 use crate::run::client::{self, Client};
+use crate::run::events::{Log, What};
 use crate::run::finding::Finding;
 use crate::run::panics::{Panic, caught};
 use crate::run::recover::Explorer;
@@ -34,6 +35,8 @@ pub(super) fn go(plan: &Plan, target: &dyn Target, settings: &Settings) -> Outco
                 digest: 0,
                 undecided: None,
                 explicit: plan.clone(),
+                events: Vec::new(),
+                history: Vec::new(),
             };
         }
     };
@@ -91,12 +94,14 @@ impl<'a> Run<'a> {
         let base = plan.target.base.map(|size| Rc::new(base_image(size)));
         let mut simulation = Simulation::new(&plan.schedule);
         let promises = target.promises(&plan.target);
-        let damage = Damage::new(&plan.faults);
+        let log = Log::new(settings.events);
+        let damage = Damage::new(&plan.faults, Rc::clone(&log));
         let disk = simulation.disk(Self::options(plan, target, image));
         disk.set_adversary(Some(damage.adversary()));
         let client = Rc::new(Client {
             oracle: RefCell::new(Oracle::with_promises(plan.target.size, plan.target.base, promises.of_client())),
             damage,
+            log,
             findings: RefCell::default(),
             ended: RefCell::default(),
             settled: RefCell::default(),
@@ -166,7 +171,7 @@ impl<'a> Run<'a> {
             if self.look_before(key) {
                 return;
             }
-            self.simulation.take();
+            self.take(key);
             self.after(key);
             if self.look_after() {
                 return;
@@ -176,6 +181,12 @@ impl<'a> Run<'a> {
             }
         }
         self.end();
+    }
+
+    fn take(&mut self, key: MoveKey) {
+        self.client.log.set_now(self.steps.saturating_add(self.simulation.steps()).saturating_add(1));
+        self.client.log.moved(key);
+        self.simulation.take();
     }
 
     fn done(&self) -> bool {
@@ -240,6 +251,9 @@ impl<'a> Run<'a> {
         }
         let Some(op) = self.plan.ops.get(self.first) else { return false };
         let op = op.clone();
+        if let Act::Reopen | Act::Cut { .. } = op.act {
+            self.client.log.note(|| What::Sent(op.id));
+        }
         let went = match &op.act {
             Act::Reopen => self.reopen(op.id),
             Act::Cut { state } => self.cut(op.id, state),
@@ -249,7 +263,9 @@ impl<'a> Run<'a> {
             *place = Place::Ended;
         }
         self.first = self.first.saturating_add(1);
-        if !went {
+        if went {
+            self.client.log.note(|| What::Answered(op.id, None));
+        } else {
             self.first = self.plan.ops.len();
         }
         true
@@ -273,6 +289,7 @@ impl<'a> Run<'a> {
         {
             self.simulation.cancel(task);
             self.client.oracle().dropped(op.id);
+            self.client.log.note(|| What::Dropped(op.id));
             self.stats.drops = self.stats.drops.saturating_add(1);
             *place = Place::Ended;
         }
@@ -335,6 +352,19 @@ impl<'a> Run<'a> {
                 None => CrashPlan::None,
             };
         }
-        Outcome { findings, stats: self.stats, digest: self.digest, undecided: self.undecided, explicit }
+        let history = self.history(&findings);
+        let (events, undecided) = (self.client.log.take(), self.undecided);
+        Outcome { findings, stats: self.stats, digest: self.digest, undecided, explicit, events, history }
+    }
+
+    /// What was done to the unit that the first finding is about. Power cuts are looked into beside the run, so that
+    /// the oracle stands where it stood when the power went.
+    fn history(&self, findings: &[Finding]) -> Vec<oracle::Event> {
+        let range = findings.first().and_then(|finding| finding.range).filter(|range| !range.is_empty());
+        let oracle = self.client.oracle.try_borrow();
+        match (range, oracle) {
+            (Some(range), Ok(oracle)) if self.settings.events => oracle.history(range.start / 512),
+            _ => Vec::new(),
+        }
     }
 }
