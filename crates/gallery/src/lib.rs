@@ -3,7 +3,7 @@
 //! - [`formats`]: `qcow2` and `vdi`, copied when this crate is built, with the defects of `mutants/*.patch` in them. The
 //!   drivers themselves know nothing of it and stay readable.
 //! - [`drivers`]: small drivers for the defects that no format of ours could have: caches, queues, logs.
-//! - [`Mutant`] names a defect, [`Planted`] switches one on for this thread, [`catalogue`] says of each what it is, where
+//! - [`Mutant`] names a defect, [`Planted`] switches one on for this thread, [`catalogue()`] says of each what it is, where
 //!   it lives and which rule must fire.
 //!
 //! # Invariants

@@ -7,7 +7,7 @@ use std::rc::Rc;
 macro_rules! mutants {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// A defect. The names are those of the bug gallery: M1 to M47 are its planting list, Q and V the finds of FVD's
-        /// tool in QEMU's drivers of 2011. What each is, [`catalogue`](crate::catalogue) says.
+        /// tool in QEMU's drivers of 2011. What each is, [`catalogue`](crate::catalogue()) says.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
         #[allow(missing_docs, reason = "the catalogue describes them, in a form that programs read too")]
         pub enum Mutant {

@@ -8,6 +8,7 @@ use crate::mutant::plant;
 use crate::{Driver, Entry, Mutant, Need, catalogue};
 
 mod small;
+mod small_vdi;
 mod with_snapshot;
 
 mod copies {
@@ -78,6 +79,7 @@ impl Target for Planting {
         plant(None);
         match with_snapshot::asked(spec) {
             Some(spec) => with_snapshot::create(&spec),
+            None if self.driver == Driver::Vdi && small_vdi::asked(spec) => small_vdi::create(spec),
             None => self.copy().create(spec),
         }
     }
@@ -104,6 +106,10 @@ impl Target for Planting {
     fn info(&self) -> TargetInfo {
         let mut info = self.copy().info();
         info.name.clone_from(&self.name);
+        if self.driver == Driver::Vdi {
+            // Most of what is to be seen is a matter of blocks, and small ones make more of them, for less.
+            info.variants.extend([small_vdi::variant(300 << 10), small_vdi::variant(64 << 10)]);
+        }
         if let Some(entry) = self.entry {
             let fits = |options: &[(String, String)]| {
                 entry

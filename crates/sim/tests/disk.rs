@@ -1,4 +1,5 @@
 //! The simulated disk: what moves when, what a cut may leave, what a drop and a drain do.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -10,10 +11,13 @@ use blkproof_fault::disk::{FlushError, Kind};
 use blkproof_sim::disk::{Adversary, DiskOptions};
 use blkproof_sim::{Fault, FaultDone, Hold, IoKey, IoKind, Owner, Schedule, SimDisk, Simulation, Stuck, TaskId};
 
+/// What requests came to, in the order in which they ended.
+type Results = Rc<RefCell<Vec<(u32, Result<(), Errno>)>>>;
+
 struct Bench {
     simulation: Simulation,
     disk: SimDisk,
-    results: Rc<RefCell<Vec<(u32, Result<(), Errno>)>>>,
+    results: Results,
 }
 
 fn bench_with(options: DiskOptions, holds: &[&str]) -> Bench {

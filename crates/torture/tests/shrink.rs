@@ -318,13 +318,24 @@ fn a_crash_state_gets_a_name() {
     plan.ops = vec![op(1, 0, write(0, 512)), op(2, 0, write(0, 512)), op(3, 0, write(0, 512))];
     plan.ops.push(op(4, 0, Act::Cut { state }));
     let drops = |plan: &Plan| {
-        let cut = |op: &Op| matches!(&op.act, Act::Cut { state: CutState::Drop(ios) } if ios.contains(&io(2, 1)));
-        verdict(plan.ops.iter().any(cut))
+        let lost = |state: &CutState| match state {
+            CutState::Seed(_) => true,
+            CutState::Drop(ios) => ios.contains(&io(2, 1)),
+            _ => false,
+        };
+        verdict(
+            plan.ops.iter().any(|op| matches!(&op.act, Act::Cut { state } if lost(state))) && by_id(plan, 2).is_some(),
+        )
     };
-    let shrunk = run(&plan, drops);
-    finished(&shrunk);
-    let want = [op(2, 0, write(0, 512)), op(4, 0, Act::Cut { state: CutState::Drop(vec![io(2, 1)]) })];
-    assert_eq!(shrunk.plan.ops, want);
+    for state in [None, Some(CutState::Seed(5))] {
+        if let Some(state) = state {
+            plan.ops[3].act = Act::Cut { state };
+        }
+        let shrunk = run(&plan, drops);
+        finished(&shrunk);
+        let want = [op(2, 0, write(0, 512)), op(4, 0, Act::Cut { state: CutState::Drop(vec![io(2, 1)]) })];
+        assert_eq!(shrunk.plan.ops, want);
+    }
 }
 
 #[test]
@@ -346,6 +357,34 @@ fn a_power_cut_moves_off_the_request_it_was_named_by() {
     finished(&shrunk);
     let want = CrashPlan::At { point: CutPoint::AfterOp(10), state: CutState::AllOld, again: None };
     assert_eq!((shrunk.plan.crash, shrunk.plan.ops.len()), (want, 2));
+}
+
+#[test]
+fn a_power_cut_at_an_op_that_goes_comes_before_the_next() {
+    // Neither the op nor the moment can change alone.
+    let judge = |plan: &Plan| {
+        let CrashPlan::At { point, .. } = plan.crash else { return Verdict::Passes };
+        let want = if by_id(plan, 2).is_some() { CutPoint::AfterOp(2) } else { CutPoint::BeforeOp(4) };
+        verdict(point == want && by_id(plan, 4).is_some())
+    };
+    let mut plan = empty();
+    plan.ops = (1..6).map(|id| op(id, 0, Act::Flush)).collect();
+    plan.crash = CrashPlan::At { point: CutPoint::AfterOp(2), state: CutState::AllOld, again: None };
+    let shrunk = run(&plan, judge);
+    finished(&shrunk);
+    let want = CrashPlan::At { point: CutPoint::BeforeOp(4), state: CutState::AllOld, again: None };
+    assert_eq!((shrunk.plan.crash, shrunk.plan.ops), (want, vec![op(4, 0, Act::Flush)]));
+}
+
+#[test]
+fn nothing_moves_sideways() {
+    let mut plan = empty();
+    plan.ops = (1..6).map(|id| op(id, 0, Act::Flush)).collect();
+    plan.crash = CrashPlan::At { point: CutPoint::AfterOp(3), state: CutState::AllOld, again: None };
+    let after = |plan: &Plan| matches!(plan.crash, CrashPlan::At { point: CutPoint::AfterOp(_), .. });
+    let shrunk = run(&plan, |plan| verdict(plan.ops.len() == 5 && after(plan)));
+    finished(&shrunk);
+    assert_eq!(shrunk.plan.crash, CrashPlan::At { point: CutPoint::AfterOp(3), state: CutState::AllOld, again: None });
 }
 
 #[test]
@@ -373,6 +412,30 @@ fn an_order_passes_through_an_op_that_is_removed() {
         assert_eq!(shrunk.plan.ops.iter().map(|op| (op.id, op.queue)).collect::<Vec<_>>(), [(1, 0), (3, 1)]);
         assert_eq!(shrunk.plan.ops[1].after, [1]);
     }
+}
+
+#[test]
+fn an_op_goes_with_the_order_it_passed_on() {
+    // With op 2 the order has to be there, without it there must be none: no step between the two fails.
+    let judge = |plan: &Plan| {
+        let after = |id| by_id(plan, id).map(|op| op.after.as_slice());
+        let queues: BTreeSet<u8> = plan.ops.iter().map(|op| op.queue).collect();
+        // In one queue there would be an order without a word.
+        verdict(
+            queues.len() == plan.ops.len()
+                && matches!(
+                    (after(1), after(2), after(3)),
+                    (Some([]), Some([1]), Some([2])) | (Some([]), None, Some([]))
+                ),
+        )
+    };
+    let mut plan = empty();
+    plan.ops = (1..4).map(|id| op(id, id as u8 - 1, write(0, 512))).collect();
+    plan.ops[1].after = vec![1];
+    plan.ops[2].after = vec![2];
+    let shrunk = run(&plan, judge);
+    finished(&shrunk);
+    assert_eq!(shrunk.plan.ops, [op(1, 0, write(0, 512)), op(3, 1, write(0, 512))]);
 }
 
 #[test]
@@ -652,6 +715,28 @@ fn a_flaky_failure_is_reported_as_such() {
     finished(&shrunk);
     assert_eq!(shrunk.plan.ops.iter().map(|op| op.id).collect::<Vec<_>>(), [3, 8]);
     assert!(shrunk.runs <= budget.runs);
+}
+
+#[test]
+fn passes_with_fewer_runs_than_a_candidate_needs_prove_nothing() {
+    let budget = Budget { pass_runs: 2, repeats: 3, fails: 3, ..Budget::default() };
+    let shrunk = run_with(&busy(1, 10), &budget, None, |_| fails());
+    // One round may ask what the crash state consists of; the next finds nothing left to do.
+    assert_eq!((shrunk.limit, shrunk.minimal, shrunk.size), (Limit::Runs, false, shrunk.original));
+    assert!(shrunk.rounds <= 2);
+}
+
+#[test]
+fn a_state_that_keeps_nothing_any_more_is_all_old() {
+    let mut plan = empty();
+    plan.ops = vec![op(1, 0, Act::Flush), op(2, 0, Act::Cut { state: CutState::Keep(vec![io(1, 1)]) })];
+    let judge = |plan: &Plan| {
+        let want = if by_id(plan, 1).is_some() { CutState::Keep(vec![io(1, 1)]) } else { CutState::AllOld };
+        verdict(by_id(plan, 2).is_some_and(|op| op.act == Act::Cut { state: want }))
+    };
+    let shrunk = run(&plan, judge);
+    finished(&shrunk);
+    assert_eq!(shrunk.plan.ops, [op(2, 0, Act::Cut { state: CutState::AllOld })]);
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! A disk with a write-ahead log.
 //!
 //! ```text
-//! header A 1 KiB | header B 1 KiB | log 64 KiB | the guest's disk
+//! header A 1 KiB | header B 1 KiB | log, 8 slots of 5 KiB | the guest's disk
 //! ```
-//! A write appends a record to the log: a sector that says where the data belongs, the data, and a sector with a checksum
-//! of both. What the log holds is kept in memory too, for reads. When the log is full, and at close, a *checkpoint* brings
+//! A write appends a record to the log, or several: a sector that says where the data belongs, up to 4 KiB of it, and at the
+//! end of the slot a sector with a checksum of both. What the log holds is kept in memory too, for reads. When the log is full, and at close, a *checkpoint* brings
 //! it all to its places, and then a header with the next generation begins an empty log.
 //!
 //! # The argument
@@ -32,9 +32,11 @@ use crate::{Mutant, planted};
 const SECTOR: u64 = 512;
 const HEADER: u64 = 1024;
 const LOG_AT: u64 = 2 * HEADER;
-const LOG_LEN: u64 = 64 << 10;
 /// Bytes of data in one record, at most.
-const RECORD_MAX: u64 = 16 << 10;
+const RECORD_MAX: u64 = 4096;
+/// Bytes of a record's slot.
+const SLOT: u64 = RECORD_MAX + 2 * SECTOR;
+const LOG_LEN: u64 = 8 * SLOT;
 const HEADER_MAGIC: u64 = 0x4c4f_4748_4541_4431;
 const RECORD_MAGIC: u64 = 0x4c4f_4752_4543_4f31;
 
@@ -50,9 +52,7 @@ pub struct Log<D> {
 #[derive(Debug, Default)]
 struct State {
     generation: u64,
-    /// Where the next record goes.
-    tail: u64,
-    /// Its number.
+    /// The number of the next record, which is that of its slot.
     number: u64,
     /// What the log holds, by guest sector.
     held: BTreeMap<u64, [u8; 512]>,
@@ -131,17 +131,15 @@ impl<D: BlockDevice> Log<D> {
     }
 
     async fn append(&self, state: &mut State, at: u64, data: &[u8]) -> Result<()> {
-        let len = (data.len() as u64).saturating_add(2 * SECTOR);
-        if state.unsure || state.tail.saturating_add(len) > LOG_LEN {
+        if state.unsure || state.number >= LOG_LEN / SLOT {
             self.checkpoint(state).await?;
         }
         self.late.settle(&self.below).await?;
         let bytes = record(state.generation, state.number, at, data);
-        let place = LOG_AT.saturating_add(state.tail);
+        let place = LOG_AT.saturating_add(state.number.saturating_mul(SLOT));
         let sent = self.late.sending(self.below.write(place, &bytes, WriteFlags::empty())).await;
         sent.map_err(|error| IoError { transferred: 0, ..error }.rebase(place, at))?;
         state.hold(at, data);
-        state.tail = state.tail.saturating_add(len);
         state.number = state.number.saturating_add(1);
         Ok(())
     }
@@ -217,8 +215,10 @@ fn record(generation: u64, number: u64, at: u64, data: &[u8]) -> Vec<u8> {
     for (slot, value) in [RECORD_MAGIC, generation, number, at, data.len() as u64].into_iter().enumerate() {
         put_word(&mut bytes, slot * 8, value);
     }
-    let sum = sum(&bytes, data);
-    bytes.extend_from_slice(data);
+    let mut padded = data.to_vec();
+    padded.resize(index(RECORD_MAX), 0);
+    let sum = sum(&bytes, &padded);
+    bytes.extend_from_slice(&padded);
     let mut trailer = [0; 512];
     put_word(&mut trailer, 0, sum);
     put_word(&mut trailer, 8, RECORD_MAGIC);
@@ -229,21 +229,17 @@ fn record(generation: u64, number: u64, at: u64, data: &[u8]) -> Vec<u8> {
 /// The records of a generation, until the first that is none.
 fn records(log: &[u8], generation: u64, size: u64) -> Vec<Record> {
     let mut records = Vec::new();
-    let mut rest = log;
-    while let Some((head, tail)) = rest.split_at_checked(index(SECTOR)) {
+    for slot in log.chunks(index(SLOT)) {
+        let Some((head, rest)) = slot.split_at_checked(index(SECTOR)) else { break };
+        let Some((padded, trailer)) = rest.split_at_checked(index(RECORD_MAX)) else { break };
         let (at, len) = (word(head, 24), word(head, 32));
         let expected = word(head, 0) == RECORD_MAGIC && word(head, 8) == generation;
         let fits = len <= RECORD_MAX && len.is_multiple_of(SECTOR) && check_bounds(at, len, size).is_ok();
-        if !expected || word(head, 16) != records.len() as u64 || !fits {
+        let whole = word(trailer, 8) == RECORD_MAGIC && word(trailer, 0) == sum(head, padded);
+        if !expected || word(head, 16) != records.len() as u64 || !fits || !whole {
             break;
         }
-        let Some((data, tail)) = tail.split_at_checked(index(len)) else { break };
-        let Some((trailer, tail)) = tail.split_at_checked(index(SECTOR)) else { break };
-        if word(trailer, 8) != RECORD_MAGIC || word(trailer, 0) != sum(head, data) {
-            break;
-        }
-        records.push(Record { at, data: data.to_vec() });
-        rest = tail;
+        records.push(Record { at, data: padded.get(..index(len)).unwrap_or_default().to_vec() });
     }
     records
 }

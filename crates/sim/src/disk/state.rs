@@ -272,9 +272,6 @@ impl State {
                 self.apply(&io, part);
             }
         }
-        for slot in 0..self.slots.len() {
-            debug_assert!(self.io(slot).is_none_or(|io| !io.orphan));
-        }
         // What had moved and was dropped before its completion was heard has ended, too; and what lands now has.
         let landed: BTreeSet<_> = self.names.iter().map(|(change, _)| *change).collect();
         for change in landed {
@@ -330,11 +327,11 @@ impl State {
 }
 
 impl Io {
-    /// Whether its next move makes something durable.
+    /// Whether its next move makes something durable, or forgets it: the moment before is one at which a cut has most to
+    /// choose from.
     pub(super) fn settles(&self) -> bool {
-        self.stage == Stage::Moved && self.fault.is_none() && (self.info.kind == IoKind::Flush || self.info.fua)
-            // A failed flush that forgets changes what a cut may leave as well.
-            || self.stage == Stage::Moved && self.info.kind == IoKind::Flush
+        let durable = self.info.fua && self.fault.is_none();
+        self.stage == Stage::Moved && (self.info.kind == IoKind::Flush || durable)
     }
 }
 

@@ -97,11 +97,8 @@ impl Tasks {
     pub(super) fn publish(&mut self) {
         let mut queue = lock(&self.queue);
         for task in queue.drain(..) {
-            match self.tasks.get(task) {
-                Some(Task { owner, future: Some(_), .. }) => {
-                    self.board.push(self.board.next_poll(*owner), What::Poll(task));
-                }
-                _ => {}
+            if let Some(Task { owner, future: Some(_), .. }) = self.tasks.get(task) {
+                self.board.push(self.board.next_poll(*owner), What::Poll(task));
             }
         }
     }

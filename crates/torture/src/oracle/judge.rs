@@ -126,15 +126,10 @@ impl Oracle {
             if let Some((now, horizon)) = learn {
                 if fresh {
                     let changed = self.learn(&state, &rows, part, now, horizon);
+                    learnt.states.extend(changed.map(|changed| (unit, stride, Rc::new(changed))));
                     self.remark(&state, &rows, unit, start, &mut learnt.notes);
-                    if let Some(changed) = changed {
-                        learnt.states.push((unit, stride, Rc::new(changed)));
-                    } else {
-                        learnt.states.push((unit, unit, Rc::clone(&self.untouched)));
-                    }
-                } else if let Some((_, to, _)) =
-                    learnt.states.last_mut().filter(|(from, to, _)| from < to && *to == unit)
-                {
+                } else if let Some((_, to, _)) = learnt.states.last_mut().filter(|(_, to, _)| *to == unit) {
+                    // As the unit before, which was the first of its kind to teach something.
                     *to = stride;
                 }
             }

@@ -15,13 +15,13 @@
 //! candidates, dropped ones have not ended before a drain. A discard is its range's old content or zeroes, so it
 //! excludes nothing. A resize zeroes what it adds or cuts off. A read pins only if nothing was under way during it.
 //!
-//! After a power cut the same holds with *durable* in place of *success*: completed with FUA, or seen to complete before
-//! a flush was sent that succeeded. What was pinned is forgotten; the first read pins anew.
+//! After a power cut the same holds with *durable* in place of *success*: completed with FUA, or seen to complete
+//! before a flush was sent that succeeded. What was pinned is forgotten; the first read pins anew.
 //!
 //! # Cost
-//! A unit takes the eight bytes of one pointer, to what is known of all units that have been through the same; long runs
-//! of those take less. A request costs time linear in the units it touches, its end none. A copy costs nothing to speak
-//! of, so that each of many states after a power cut may have a life of its own.
+//! A unit takes the eight bytes of one pointer, to what is known of all units that have been through the same; long
+//! runs of those take less. A request costs time linear in the units it touches, its end none. A copy costs nothing to
+//! speak of, so that each of many states after a power cut may have a life of its own.
 
 mod crash;
 mod history;

@@ -1,8 +1,8 @@
 //! A value for each unit of a disk, of which a copy costs nothing and a long run of equal ones little.
 //!
-//! A tree of fixed fan-out whose nodes are shared between copies until one of them is written to. A node whose units all
-//! have one value is that value, so that a change of a terabyte touches some hundred words; elsewhere a unit takes one
-//! word of eight bytes, the pointer to a value shared by all units that have it.
+//! A tree of fixed fan-out whose nodes are shared between copies until one of them is written to. A node whose units
+//! all have one value is that value, so that a change of a terabyte touches some hundred words; elsewhere a unit takes
+//! one word of eight bytes, the pointer to a value shared by all units that have it.
 
 #![allow(clippy::cast_possible_truncation, reason = "indices are below the sizes of nodes")]
 
@@ -49,7 +49,7 @@ impl<T> Tree<T> {
         Self { root: Node::Uniform(None), span: LEAF }
     }
 
-    /// Visits the units from `from` to before `to` in order, in runs of one value: its first unit, its length, the value.
+    /// Visits the units from `from` to before `to` in order, in runs of one value: first unit, length, value.
     pub(super) fn visit(&self, from: u64, to: u64, mut visit: impl FnMut(u64, u64, Option<&Rc<T>>)) {
         // Runs end where nodes do; they are joined here.
         let mut open: Option<(u64, u64, Option<&Rc<T>>)> = None;

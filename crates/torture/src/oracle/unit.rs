@@ -140,11 +140,13 @@ impl State {
 
 impl Piece {
     /// What a read may return that was sent at `start` and ends now, in order of submission (CM 4.2): what no success
-    /// replaced before the read was sent, and no earlier read has ruled out.
+    /// replaced before the read was sent, and no earlier read has ruled out. Nor has another read at the same time, if
+    /// nothing was under way during either: nothing changed between what the two looked at.
     pub(super) fn allowed<'a>(&'a self, ops: &'a Ops, start: Time) -> impl DoubleEndedIterator<Item = OpId> + 'a {
         let floor = self.floor(ops, start);
+        let quiet = !self.pins.is_empty() && self.is_quiet(ops, start);
         self.live.iter().copied().filter(move |&op| {
-            let forgotten = self.pins.iter().any(|pin| pin.since < start && pin.rules_out(op, ops));
+            let forgotten = self.pins.iter().any(|pin| (quiet || pin.since < start) && pin.rules_out(op, ops));
             ops.settled(op) >= floor && !forgotten
         })
     }
@@ -155,10 +157,11 @@ impl Piece {
         excluding.map(|&op| ops.at(op).submit).max().unwrap_or(0)
     }
 
-    /// Whether nothing that counts was under way at any moment since `start`. What was dropped and may no longer land does
-    /// not count.
+    /// Whether nothing that counts was under way at any moment since `start`. What was dropped and may no longer land
+    /// does not count.
     pub(super) fn is_quiet(&self, ops: &Ops, start: Time) -> bool {
-        self.allowed(ops, start).all(|op| ops.ended(op) < start)
+        let floor = self.floor(ops, start);
+        self.live.iter().filter(|&&op| ops.settled(op) >= floor).all(|&op| ops.ended(op) < start)
     }
 
     /// A read that ended at `now` found one of `values`, nothing being under way. No read in flight was sent before

@@ -135,7 +135,8 @@ fn finish(client: &Client, node: &Node, op: &Op, result: Result<()>, faults_befo
                 Act::Write { fua, .. } | Act::Zeroes { fua, .. } => fua,
                 _ => false,
             };
-            if !refused && !(flushes && client.flush_failed.get()) {
+            let excused = refused || flushes && client.flush_failed.get();
+            if !excused {
                 client.judge_error(Some(id), &format!("op {id} ({})", op.act.name()), error, faults_before);
             }
             if flushes {
@@ -151,7 +152,7 @@ async fn read(client: &Client, node: &Node, id: OpId, range: ByteRange, vector: 
     if vector.is_empty() {
         node.read(range.start, &mut data).await?;
     } else {
-        let mut pieces: Vec<Pin<Box<dyn Future<Output = Result<()>> + '_>>> = Vec::with_capacity(vector.len());
+        let mut pieces: Vec<Piece<'_>> = Vec::with_capacity(vector.len());
         let (mut rest, mut at) = (data.as_mut_slice(), range.start);
         for &len in vector {
             let len = usize::try_from(len).unwrap_or(0).min(rest.len());
@@ -199,9 +200,11 @@ async fn status(client: &Client, node: &Node, id: OpId, range: ByteRange) -> Res
     Ok(())
 }
 
+type Piece<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
+
 /// All pieces of one read, polled in order.
 struct All<'a> {
-    pieces: Vec<Option<Pin<Box<dyn Future<Output = Result<()>> + 'a>>>>,
+    pieces: Vec<Option<Piece<'a>>>,
     failed: Option<IoError>,
 }
 

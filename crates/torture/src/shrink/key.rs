@@ -11,11 +11,10 @@ pub(super) type PlanKey = (u64, u64);
 
 /// The key of a plan: of everything that is printed for debugging, and so of everything there is.
 pub(super) fn key(plan: &Plan) -> PlanKey {
-    let mut digest = Digest { lanes: (1, 2), word: 0, len: 0 };
+    let mut digest = Digest::new();
     // Writing into a digest does not fail.
     let _ = write!(digest, "{plan:?}");
-    let end = hash(digest.word, digest.len);
-    (hash(digest.lanes.0, end), hash(digest.lanes.1, end))
+    digest.key()
 }
 
 struct Digest {
@@ -23,6 +22,17 @@ struct Digest {
     /// The last bytes, up to eight.
     word: u64,
     len: u64,
+}
+
+impl Digest {
+    const fn new() -> Self {
+        Self { lanes: (1, 2), word: 0, len: 0 }
+    }
+
+    const fn key(&self) -> PlanKey {
+        let end = hash(self.word, self.len);
+        (hash(self.lanes.0, end), hash(self.lanes.1, end))
+    }
 }
 
 impl fmt::Write for Digest {
@@ -36,5 +46,23 @@ impl fmt::Write for Digest {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_counts_and_pieces_do_not() {
+        let of = |pieces: &[&str]| {
+            let mut digest = Digest::new();
+            pieces.iter().for_each(|piece| digest.write_str(piece).unwrap());
+            digest.key()
+        };
+        let texts = ["", "a", "b", "\0", "\0\0", "12345678", "12345679", "123456789", "12345678\0", "1234567812345678"];
+        let keys: std::collections::BTreeSet<_> = texts.iter().map(|text| of(&[text])).collect();
+        assert_eq!(keys.len(), texts.len());
+        assert_eq!(of(&["123", "", "45678", "9"]), of(&["123456789"]));
     }
 }

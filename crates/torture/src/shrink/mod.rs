@@ -54,6 +54,8 @@ pub fn shrink(
 }
 
 /// Goes on from where a shrink stopped; the budget counts anew, the report from the beginning.
+///
+/// Which plans passed is not kept: to end at a fixpoint, the last piece needs the runs of one whole round.
 pub fn resume(
     checkpoint: &Checkpoint,
     signature: &Signature,

@@ -42,6 +42,8 @@ pub(super) struct Search<'a> {
     cost: Cost,
     failed_at: Option<OpId>,
     tried: BTreeMap<PlanKey, Tried>,
+    /// What the judge said of a plan's crash states.
+    pending: Option<(PlanKey, Option<Vec<IoKey>>)>,
     /// Every plan that was accepted, the original first.
     trail: Vec<Plan>,
     others: BTreeMap<Signature, Plan>,
@@ -77,6 +79,7 @@ impl<'a> Search<'a> {
             cost: Cost::of(&from.plan),
             failed_at: None,
             tried: BTreeMap::new(),
+            pending: None,
             trail: vec![from.plan.clone()],
             others: from.others.clone(),
             original: from.original,
@@ -103,13 +106,21 @@ impl<'a> Search<'a> {
         self.failed_at
     }
 
-    /// The requests that crash states of the best plan may be named by; costs a run.
+    /// The requests that crash states of the best plan may be named by; costs a run, the first time it is asked.
     pub(super) fn pending(&mut self) -> Option<Vec<IoKey>> {
+        let key = key(&self.best);
+        if let Some((of, ios)) = &self.pending
+            && *of == key
+        {
+            return ios.clone();
+        }
         if !self.count(1) {
             return None;
         }
         self.judged += 1;
-        self.judge.pending(&self.best)
+        let ios = self.judge.pending(&self.best);
+        self.pending = Some((key, ios.clone()));
+        ios
     }
 
     /// Runs the original. False if it does not fail as it should, or there is no budget at all.
@@ -150,8 +161,9 @@ impl<'a> Search<'a> {
             }
         }
         if self.cost == cost && (!self.cut_short || self.runs == runs) {
+            // Cut short without a single run: a pass has fewer runs than a candidate needs.
             self.minimal = !self.cut_short;
-            self.limit = Some(Limit::Fixpoint);
+            self.limit = Some(if self.minimal { Limit::Fixpoint } else { Limit::Runs });
         }
         self.limit.is_none()
     }

@@ -106,29 +106,40 @@ impl Reference {
             && (op.life == self.life || self.durable(op))
     }
 
-    /// CM 4.2, 4.3 (2).
-    fn allowed(&self, grain: u64, start: u64) -> BTreeSet<OpId> {
-        let rule_1 = |op: &&Op| {
+    /// CM 4.2 (1).
+    fn unreplaced(&self, grain: u64, start: u64) -> impl Iterator<Item = &Op> {
+        self.touching(grain).filter(move |op| {
             let replaces = |other: &Op| self.excludes(other) && self.settled(op) < other.submit && other.ended < start;
             !self.touching(grain).any(replaces)
-        };
+        })
+    }
+
+    fn quiet(&self, grain: u64, start: u64) -> bool {
+        self.unreplaced(grain, start).all(|op| op.ended < start)
+    }
+
+    /// CM 4.2, 4.3 (2).
+    fn allowed(&self, grain: u64, start: u64) -> BTreeSet<OpId> {
+        let quiet = self.quiet(grain, start);
         let agrees = |op: &&Op| {
-            let binds =
-                |pin: &&Pin| pin.grain == grain && pin.life == self.life && pin.ended < start && op.submit < pin.ended;
+            let binds = |pin: &&Pin| {
+                let ordered = quiet || pin.ended < start;
+                pin.grain == grain && pin.life == self.life && ordered && op.submit < pin.ended
+            };
             self.pins.iter().filter(binds).all(|pin| pin.values.contains(&op.id))
         };
         let lost = |op: &&Op| op.life < self.life && self.overtaken(grain, op);
-        self.touching(grain).filter(rule_1).filter(agrees).filter(|op| !lost(op)).map(|op| op.id).collect()
+        self.unreplaced(grain, start).filter(agrees).filter(|op| !lost(op)).map(|op| op.id).collect()
     }
 
     /// A read without open writes found something durable later than this.
     fn overtaken(&self, grain: u64, op: &Op) -> bool {
-        let past = self.pins.iter().filter(|pin| pin.grain == grain && pin.life == op.life);
-        let first =
-            past.filter(|pin| op.submit < pin.ended && !pin.values.contains(&op.id)).min_by_key(|pin| pin.ended);
-        let only = first.filter(|pin| pin.values.len() == 1).and_then(|pin| pin.values.first());
         let durable = |id: &OpId| self.ops.iter().any(|other| other.id == *id && other.id != 0 && self.durable(other));
-        self.durable(op) && only.is_some_and(durable)
+        let rules_out = |pin: &&Pin| {
+            let past = pin.grain == grain && pin.life < self.life && op.submit < pin.ended;
+            past && pin.values.len() == 1 && !pin.values.contains(&op.id) && pin.values.iter().all(durable)
+        };
+        self.durable(op) && self.pins.iter().any(|pin| rules_out(&pin))
     }
 
     /// CM 5.6, without regard to reads.
@@ -255,8 +266,7 @@ impl Pair {
                 };
                 let values: BTreeSet<_> = self.reference.allowed(grain, start).into_iter().filter(same).collect();
                 right &= !values.is_empty();
-                let allowed = self.reference.allowed(grain, start);
-                if self.reference.touching(grain).all(|op| op.ended < start || !allowed.contains(&op.id)) {
+                if self.reference.quiet(grain, start) {
                     pins.push(Pin { grain, ended: now, life: self.reference.life, values });
                 }
             }
@@ -370,7 +380,7 @@ fn run(seed: u64, steps: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 2000, ..ProptestConfig::default() })]
 
     #[test]
     fn the_oracle_keeps_to_the_definitions(seed in any::<u64>(), steps in 1u64..60) {
@@ -396,8 +406,8 @@ fn every_order_of_three_requests_and_a_flush() {
     let mut done = 0u64;
     for (number, order) in orders.iter().enumerate() {
         for combination in 0..216usize {
-            // Each order with a sixth of the kinds, each kind with all orders' shapes.
-            if !choice::hash(number as u64, combination as u64).is_multiple_of(6) {
+            // Each order with a twelfth of the kinds, each kind with all orders' shapes.
+            if !choice::hash(number as u64, combination as u64).is_multiple_of(12) {
                 continue;
             }
             let mut pair = Pair::new(Promises::default());
@@ -427,7 +437,7 @@ fn every_order_of_three_requests_and_a_flush() {
             }
         }
     }
-    assert!(done > 14_000, "{done}");
+    assert!(done > 7_000, "{done}");
 }
 
 /// Orders of eight events, two for each of four, where the first three are sent in their order.

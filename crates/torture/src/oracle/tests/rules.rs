@@ -155,9 +155,18 @@ fn what_one_read_found_another_finds() {
     broken(client.read(0, &bytes(0, 512, 2)), Code::Inversion, "op 2", &[1]);
     client.oracle.reopened(true);
     broken(client.read(0, &bytes(0, 512, 2)), Code::Reopen, "op 2", &[1]);
-    // Two reads at once may differ, and of a read in flight that began before nothing is known.
+    // Two reads at once agree too, unless something was under way during one of them.
     let mut client = overlapping();
     let slow = client.begin(read(0, 512));
+    client.read(0, &bytes(0, 512, 1)).unwrap();
+    let verdict = client.oracle.read_end(slow, ByteRange::at(0, 512), &bytes(0, 512, 2));
+    broken(verdict, Code::Inversion, "op 2", &[1]);
+    let mut client = Client::new(None);
+    let one = client.begin(w(0, 512));
+    let two = client.begin(w(0, 512));
+    client.oracle.end(one, Ending::Done);
+    let slow = client.begin(read(0, 512));
+    client.oracle.end(two, Ending::Done);
     client.read(0, &bytes(0, 512, 1)).unwrap();
     client.oracle.read_end(slow, ByteRange::at(0, 512), &bytes(0, 512, 2)).unwrap();
 }
@@ -322,6 +331,15 @@ fn a_map_tells_the_truth() {
 }
 
 #[test]
+fn a_map_over_the_end_of_a_base_rules_out_the_base_alone() {
+    let mut client = Client::new(Some(SIZE / 2));
+    client.act(discard(0, SIZE), Ending::Failed);
+    client.status(0, SIZE).unwrap();
+    assert_eq!(client.oracle.candidates(SIZE / 2 - 1), [1]);
+    assert_eq!(client.oracle.candidates(SIZE / 2), [0, 1]);
+}
+
+#[test]
 fn sizes_are_what_was_asked_for() {
     let half = SIZE / 2;
     let mut client = Client::new(Some(2 * SIZE));
@@ -366,7 +384,10 @@ fn a_power_cut_leaves_a_size_that_was_promised() {
     client.done(Act::Flush);
     client.crash();
     assert_eq!(client.oracle.sizes(), [512]);
+    client.oracle.disk_reached();
     client.begin(Act::Resize { size: 4096 });
+    assert_eq!(client.oracle.after_crash().sizes(), [512], "the disk has not heard of it");
+    client.oracle.disk_reached();
     client.crash();
     assert_eq!(client.oracle.sizes(), [512, 4096]);
     client.oracle.sized(4096).unwrap();
@@ -571,6 +592,44 @@ fn a_hot_unit_that_nobody_flushes_is_not_forgotten() {
     assert_eq!(after(&client.oracle, 0), [5000]);
     client.done(w(0, 512));
     assert_eq!(after(&client.oracle, 0), [5000, 5002]);
+}
+
+/// What is forgotten for good is never more than what something durable replaced, however long the tale.
+#[test]
+fn what_overlapped_something_durable_is_not_forgotten() {
+    for before in 0..70 {
+        let mut client = Client::new(None);
+        for _ in 0..before {
+            client.done(w(0, 512));
+        }
+        let long = client.begin(w(0, 512));
+        client.done(w(0, 512));
+        let durable = client.begin(write(0, 512, true));
+        client.oracle.end(long, Ending::Done);
+        let last = client.begin(w(0, 512));
+        client.oracle.end(durable, Ending::Done);
+        client.oracle.end(last, Ending::Done);
+        let mut want = vec![long, durable, last];
+        for _ in 0..3 {
+            want.push(client.done(w(0, 512)));
+            assert_eq!(after(&client.oracle, 0), want, "{before} before");
+        }
+    }
+}
+
+#[test]
+fn what_a_read_ordered_stays_in_order() {
+    let mut client = Client::new(None);
+    let one = client.begin(write(0, 512, true));
+    let two = client.begin(write(0, 512, true));
+    client.oracle.end(one, Ending::Done);
+    client.oracle.end(two, Ending::Done);
+    client.read(0, &bytes(0, 512, one)).unwrap();
+    let mut want = vec![one];
+    for _ in 0..70 {
+        want.push(client.done(w(0, 512)));
+        assert_eq!(after(&client.oracle, 0), want);
+    }
 }
 
 #[test]

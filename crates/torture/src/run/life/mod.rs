@@ -1,0 +1,337 @@
+//! A run, from the creation of the image to its last comparison.
+
+mod cuts;
+mod end;
+mod image;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use blkproof_block::Node;
+use blkproof_sim::disk::{Content, DiskOptions};
+use blkproof_sim::{IoKey, MoveKey, Owner, Schedule, SimDisk, Simulation, Strategy, Stuck, TaskId};
+
+use crate::oracle::Oracle;
+use crate::plan::{Act, CrashPlan, CutPoint, Faults, Op, OpId, Plan, RandomFaults};
+use crate::run::adversary::Damage;
+use crate::run::client::{self, Client};
+use crate::run::finding::Finding;
+use crate::run::panics::{Panic, caught};
+use crate::run::recover::Explorer;
+use crate::run::touched::Touched;
+use crate::run::{Outcome, Settings, Stats};
+use crate::target::{Promises, Target, base_image};
+
+pub(super) fn go(plan: &Plan, target: &dyn Target, settings: &Settings) -> Outcome {
+    let mut run = match Run::new(plan, target, *settings) {
+        Ok(run) => run,
+        Err(text) => {
+            let finding = Finding::new("create", "create", text);
+            return Outcome {
+                findings: vec![finding],
+                stats: Stats::default(),
+                digest: 0,
+                undecided: None,
+                explicit: plan.clone(),
+            };
+        }
+    };
+    if let Err(panic) = caught(|| run.go()) {
+        run.panicked(&panic);
+        // A driver that panicked may do so again when it is dropped.
+        let _ = caught(|| run.forget());
+    }
+    run.outcome()
+}
+
+/// Where a request of the plan stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    Waits,
+    Runs(TaskId),
+    Ended,
+}
+
+struct Run<'a> {
+    plan: &'a Plan,
+    target: &'a dyn Target,
+    settings: Settings,
+    promises: Promises,
+    simulation: Simulation,
+    disk: SimDisk,
+    base: Option<Rc<Content>>,
+    client: Rc<Client>,
+    node: Option<Node>,
+    places: Vec<Place>,
+    /// Where each request stands in the plan.
+    index: BTreeMap<OpId, usize>,
+    /// Moves of each request so far.
+    moves: Vec<u32>,
+    /// The first request that has not ended: nothing before it has to be looked at.
+    first: usize,
+    explorer: Option<Explorer>,
+    stats: Stats,
+    /// Of the lives before this one.
+    holds: Vec<blkproof_sim::Hold>,
+    digest: u64,
+    /// Moves of earlier lives.
+    steps: u64,
+    touched: Rc<Touched>,
+    undecided: Option<Vec<IoKey>>,
+    /// The next id of a request that the plan does not have.
+    own: OpId,
+}
+
+impl<'a> Run<'a> {
+    fn new(plan: &'a Plan, target: &'a dyn Target, settings: Settings) -> Result<Self, String> {
+        let image = target.create(&plan.target)?;
+        let base = plan.target.base.map(|size| Rc::new(base_image(size)));
+        let mut simulation = Simulation::new(&plan.schedule);
+        let promises = target.promises(&plan.target);
+        let damage = Damage::new(&plan.faults);
+        let disk = simulation.disk(Self::options(plan, target, image));
+        disk.set_adversary(Some(damage.adversary()));
+        let client = Rc::new(Client {
+            oracle: RefCell::new(Oracle::with_promises(plan.target.size, plan.target.base, promises.of_client())),
+            damage,
+            findings: RefCell::default(),
+            ended: RefCell::default(),
+            settled: RefCell::default(),
+            judged: 0.into(),
+            phase: "run".into(),
+            flush_failed: false.into(),
+        });
+        let explorer = match &plan.crash {
+            CrashPlan::Explore { states, depth, seed } if promises.crash_safe => {
+                Some(Explorer::new(*states, *depth, *seed))
+            }
+            _ => None,
+        };
+        Ok(Self {
+            plan,
+            target,
+            settings,
+            promises,
+            simulation,
+            disk,
+            base,
+            client,
+            node: None,
+            places: vec![Place::Waits; plan.ops.len()],
+            index: plan.ops.iter().enumerate().map(|(index, op)| (op.id, index)).collect(),
+            moves: vec![0; plan.ops.len()],
+            first: 0,
+            explorer,
+            stats: Stats::default(),
+            holds: Vec::new(),
+            digest: 0,
+            steps: 0,
+            touched: Rc::new(Touched::by(plan)),
+            undecided: None,
+            own: plan.ops.iter().map(|op| op.id).max().unwrap_or(0),
+        })
+    }
+
+    fn options(plan: &Plan, target: &dyn Target, content: Content) -> DiskOptions {
+        DiskOptions {
+            grows: target.grows(),
+            block_size: plan.disk.block,
+            profile: plan.disk.profile,
+            kind: plan.disk.kind,
+            flush_error: plan.disk.flush_error,
+            seed: plan.disk.seed,
+            ..DiskOptions::new(content)
+        }
+    }
+
+    fn go(&mut self) {
+        if !self.open(Owner::default(), "open") {
+            return;
+        }
+        while !self.done() {
+            self.launch();
+            let Some(key) = self.simulation.choose() else {
+                if self.done() {
+                    break;
+                }
+                if self.launch_barrier() {
+                    continue;
+                }
+                return self.stuck();
+            };
+            if self.look_before(key) {
+                return;
+            }
+            self.simulation.take();
+            self.after(key);
+            if self.look_after() {
+                return;
+            }
+            if self.simulation.steps() >= self.settings.steps {
+                return self.stuck_with(&Stuck::BusyLoop { steps: self.settings.steps, owners: Vec::new() });
+            }
+        }
+        self.end();
+    }
+
+    fn done(&self) -> bool {
+        self.first >= self.plan.ops.len() || self.full()
+    }
+
+    fn full(&self) -> bool {
+        self.client.findings.borrow().len() >= self.settings.findings
+    }
+
+    // Requests.
+
+    /// Sends the requests that wait for nothing any more.
+    fn launch(&mut self) {
+        while self.places.get(self.first) == Some(&Place::Ended) {
+            self.first = self.first.saturating_add(1);
+        }
+        // Queues that have a request on its way, or one that has to come first.
+        let mut busy = [false; 256];
+        for index in self.first..self.plan.ops.len() {
+            let Some(op) = self.plan.ops.get(index) else { break };
+            if matches!(op.act, Act::Reopen | Act::Cut { .. }) {
+                break;
+            }
+            let queue = usize::from(op.queue);
+            match self.places.get(index) {
+                Some(Place::Ended) => continue,
+                Some(Place::Waits) if busy.get(queue) == Some(&false) && self.is_free(op) => self.send(index),
+                _ => {}
+            }
+            if let Some(busy) = busy.get_mut(queue) {
+                *busy = true;
+            }
+        }
+    }
+
+    fn is_free(&self, op: &Op) -> bool {
+        op.after.iter().all(|id| match self.index.get(id).and_then(|&index| self.places.get(index)) {
+            Some(place) => *place == Place::Ended,
+            None => true,
+        })
+    }
+
+    fn send(&mut self, index: usize) {
+        let plan = self.plan;
+        let (Some(op), Some(node)) = (plan.ops.get(index), self.node.clone()) else { return };
+        if self.explorer.is_some() && Oracle::cut_before(&op.act) {
+            self.explore(CutPoint::BeforeOp(op.id));
+        }
+        let work = client::perform(Rc::clone(&self.client), node, op.clone());
+        let task = self.simulation.spawn(Owner(op.id), work);
+        self.stats.ops = self.stats.ops.saturating_add(1);
+        if let Some(place) = self.places.get_mut(index) {
+            *place = Place::Runs(task);
+        }
+    }
+
+    /// Nothing moves any more: a reopening or a power cut may be next. Whether one was.
+    fn launch_barrier(&mut self) -> bool {
+        if self.simulation.is_busy() {
+            return false;
+        }
+        let Some(op) = self.plan.ops.get(self.first) else { return false };
+        let op = op.clone();
+        let went = match &op.act {
+            Act::Reopen => self.reopen(op.id),
+            Act::Cut { state } => self.cut(op.id, state),
+            _ => return false,
+        };
+        if let Some(place) = self.places.get_mut(self.first) {
+            *place = Place::Ended;
+        }
+        self.first = self.first.saturating_add(1);
+        if !went {
+            self.first = self.plan.ops.len();
+        }
+        true
+    }
+
+    /// Takes note of a move, drops whom the plan drops now, and those who have ended.
+    fn after(&mut self, key: MoveKey) {
+        for id in self.client.ended.borrow_mut().drain(..) {
+            if let Some(place) = self.index.get(&id).and_then(|&index| self.places.get_mut(index)) {
+                *place = Place::Ended;
+            }
+        }
+        let Some(&index) = self.index.get(&key.owner.0) else { return };
+        let (Some(op), Some(moves)) = (self.plan.ops.get(index), self.moves.get_mut(index)) else { return };
+        *moves = moves.saturating_add(1);
+        if op.drop_at != Some(*moves) {
+            return;
+        }
+        if let Some(place) = self.places.get_mut(index)
+            && let Place::Runs(task) = *place
+        {
+            self.simulation.cancel(task);
+            self.client.oracle().dropped(op.id);
+            self.stats.drops = self.stats.drops.saturating_add(1);
+            *place = Place::Ended;
+        }
+    }
+
+    fn stuck(&mut self) {
+        let stuck = self.simulation.stuck();
+        self.stuck_with(&stuck);
+    }
+
+    fn stuck_with(&mut self, stuck: &Stuck) {
+        let waiting: Vec<_> = stuck.owners().iter().filter(|owner| owner.0 > 0).map(|owner| owner.0).collect();
+        let ops: Vec<_> =
+            waiting.iter().filter_map(|id| self.op(*id)).map(|op| format!("{} ({})", op.id, op.act.name())).collect();
+        let mut finding = Finding::new("hang", self.client.phase.get(), format!("{stuck}; ops {}", ops.join(", ")));
+        finding.op = waiting.first().copied();
+        self.report(finding);
+        self.first = self.plan.ops.len();
+    }
+
+    fn op(&self, id: OpId) -> Option<&'a Op> {
+        self.index.get(&id).and_then(|&index| self.plan.ops.get(index))
+    }
+
+    fn report(&self, mut finding: Finding) {
+        finding.step = self.steps.saturating_add(self.simulation.steps());
+        self.client.report(finding);
+    }
+
+    fn panicked(&self, panic: &Panic) {
+        let text = format!("the driver panicked: {} ({})", panic.text, panic.site);
+        let mut finding = Finding::new("panic", self.client.phase.get(), text);
+        finding.signature.site = panic.site.clone();
+        self.report(finding);
+    }
+
+    fn forget(&mut self) {
+        self.node = None;
+        self.simulation = Simulation::new(&Schedule::default());
+    }
+
+    fn next_id(&mut self) -> OpId {
+        self.own = self.own.saturating_add(1);
+        self.own
+    }
+
+    fn outcome(mut self) -> Outcome {
+        self.keep_order();
+        self.stats.moves = self.steps;
+        self.stats.ios = self.client.damage.sent();
+        self.stats.faults = self.client.damage.count() as u64;
+        self.stats.judged = self.client.judged.get();
+        let mut explicit = self.plan.clone();
+        explicit.faults = Faults { named: self.client.damage.fired(), random: RandomFaults::default() };
+        explicit.schedule = Schedule { strategy: Strategy::Fifo, seed: 0, holds: std::mem::take(&mut self.holds) };
+        let findings: Vec<_> = self.client.findings.borrow_mut().drain(..).collect();
+        if let CrashPlan::Explore { .. } = explicit.crash {
+            explicit.crash = match findings.first().and_then(|finding| finding.cut.clone()) {
+                Some((point, state)) => CrashPlan::At { point, state, again: None },
+                None => CrashPlan::None,
+            };
+        }
+        Outcome { findings, stats: self.stats, digest: self.digest, undecided: self.undecided, explicit }
+    }
+}
