@@ -20,6 +20,7 @@
 //! - The oracle knows what was asked and answered, and nothing else; it never looks at the driver or its disk.
 
 pub mod campaign;
+mod check;
 pub mod finding;
 pub mod oracle;
 pub mod plan;
@@ -29,3 +30,5 @@ pub mod stamp;
 pub mod store;
 pub mod target;
 pub mod workload;
+
+pub use self::check::{Check, check};

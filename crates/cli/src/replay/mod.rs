@@ -23,7 +23,10 @@ pub(crate) use self::verdict::{Verdict, judge};
 /// Exit status: 0 nothing is wrong, 1 a finding, 2 usage, or a plan that can not be read, 4 the driver would not start.
 /// With --bisect: 0 nothing is wrong, 1 it fails as it did, 125 (for `git bisect skip`) if this program can not tell.
 ///
-/// Example: `git bisect run sh -c 'cargo build --release || exit 125; target/release/blkproof replay --bisect plan.toml'`
+/// That finds the change that broke a driver:
+/// `git bisect run sh -c 'cargo build --release || exit 125; target/release/blkproof replay --bisect plan.toml'`
+///
+/// Example: `blkproof replay --target vdi plan.toml`
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A plan or a finding

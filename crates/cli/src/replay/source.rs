@@ -46,9 +46,11 @@ fn cases(name: &str, text: &str) -> anyhow::Result<Vec<Case>> {
             let list = |json: &Value, key: &str| json.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
             let findings: Vec<Value> =
                 list(&json, "targets").iter().flat_map(|target| list(target, "findings")).collect();
-            let case = |(number, finding)| {
-                let record = Record::from_json(finding)?;
-                anyhow::Ok(Case::of(format!("{name}, finding {number}"), record))
+            let case = |(number, finding): (u64, &Value)| {
+                let text = |key: &str| finding.get(key).and_then(Value::as_str);
+                let plan = text("plan").with_context(|| format!("finding {number} has no plan"))?;
+                let recorded = text("signature").map(str::parse).transpose()?;
+                anyhow::Ok(Case { name: format!("{name}, finding {number}"), plan: Plan::parse(plan)?, recorded })
             };
             (1..).zip(&findings).map(case).collect()
         }

@@ -1,5 +1,6 @@
 //! A campaign against one target, and what is made of its findings.
 
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use blkproof_torture::campaign::{Campaign, Results, Watch as _, campaign};
@@ -52,8 +53,8 @@ impl Ended {
 pub(super) struct Told {
     pub(super) record: Record,
     pub(super) standing: Standing,
-    /// Its name in the store, if there is one.
-    pub(super) kept: Option<String>,
+    /// Where its plan is kept, if there is a store.
+    pub(super) kept: Option<PathBuf>,
 }
 
 /// What came of a campaign against one target.
@@ -113,8 +114,8 @@ impl Told {
             if let Standing::Known(issue) | Standing::Expired(issue) = &self.standing {
                 map.insert("known".to_owned(), json!({"until": issue.until.to_string(), "why": issue.why}));
             }
-            if let Some(name) = &self.kept {
-                map.insert("kept".to_owned(), name.as_str().into());
+            if let Some(path) = &self.kept {
+                map.insert("kept".to_owned(), path.display().to_string().into());
             }
         }
         json
@@ -150,7 +151,8 @@ impl Setting<'_> {
         for found in &results.found {
             let record = Record::of(found, plan.profile.name, target, &plan.settings);
             let standing = self.known.standing(target.name(), &record.finding.signature, today);
-            let kept = self.store.map(|store| store.put(&record)).transpose()?.map(|(name, _)| name);
+            let keep = |store: &Store| store.put(&record).map(|(name, _)| store.plan_path(&name));
+            let kept = self.store.map(keep).transpose()?;
             findings.push(Told { record, standing, kept });
         }
         Ok(Done { target: target.name().to_owned(), first: plan.first, results, findings, ended, seconds })

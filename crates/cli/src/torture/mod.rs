@@ -27,7 +27,7 @@ use blkproof_torture::workload::Profile;
 
 use self::campaign::{Done, Setting};
 use self::numbers::{parse_seed, parse_time};
-use crate::messages::print_error;
+use crate::messages::{print_error, shell_word};
 use crate::stop::Stop;
 
 pub(crate) use self::campaign::today;
@@ -211,8 +211,8 @@ fn told(done: &Done) -> String {
         text.push_str(&finding_words(&told.record, &told.standing));
         text.push('\n');
         text.push_str(&plan_words(&told.record));
-        if let Some(name) = &told.kept {
-            text.push_str(&format!("kept as {name}.toml; 'blkproof replay' shows it again\n"));
+        if let Some(path) = &told.kept {
+            text.push_str(&format!("kept: blkproof replay {}\n", shell_word(&path.display().to_string())));
         }
         text.push('\n');
     }

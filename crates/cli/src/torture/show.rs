@@ -75,18 +75,19 @@ pub(crate) fn plan(record: &Record) -> String {
 /// What a campaign did.
 pub(super) fn summary(done: &Done) -> String {
     let stats = &done.results.stats;
+    let found = match done.findings.len() {
+        0 => "nothing found".to_owned(),
+        count => counted(count as u64, "finding"),
+    };
+    let states = match stats.states {
+        0 => "no crash states".to_owned(),
+        states => format!("{}, {} of them distinct", counted(states, "crash state"), share(stats)),
+    };
     let mut text = format!(
-        "{}: {} in {} ({}, {} with {} distinct, {} on purpose failed, {:.1} s)",
+        "{}: {found} in {} ({}, {} made to fail, {states}, {:.1} s)",
         done.target,
-        if done.findings.is_empty() {
-            "nothing found".to_owned()
-        } else {
-            counted(done.findings.len() as u64, "finding")
-        },
         counted(done.results.seeds, "seed"),
         counted(stats.ops, "operation"),
-        counted(stats.states, "crash state"),
-        share(stats),
         counted(stats.faults, "request"),
         done.seconds,
     );
@@ -96,7 +97,7 @@ pub(super) fn summary(done: &Done) -> String {
     if stats.points > 0 {
         let _ = write!(
             text,
-            "\n  of {} that may cut the power {} were looked into whole",
+            "\n  of {} at which the power was cut {} were looked into whole",
             counted(stats.points, "moment"),
             grouped(stats.exhausted)
         );
