@@ -102,6 +102,15 @@ fn a_driver_that_forgets_fua_fails_with_a_plan_that_shows_it() {
     blkproof_torture::check(Mine { forgets_fua: false }).plan(plan);
 }
 
+/// Pieces of a vectored read are requests of their own: a write may come between two of them, in the middle of a sector.
+/// The first runs of this file called that torn.
+#[test]
+fn a_write_between_two_pieces_of_a_read_is_no_finding() {
+    let plan = "schema = \"blkproof.plan/1\"\nops = [\"14 write 0+512\", \"15 q1 read 0+512 as 1+511\"]\n[target]\n\
+                name = \"mine\"\nsize = \"512\"\n[schedule]\nholds = [\"14#1.effect until 15#1.effect\"]\n";
+    blkproof_torture::check(Mine { forgets_fua: false }).plan(plan);
+}
+
 #[test]
 fn a_plan_that_is_none_fails() {
     let words = said(|| blkproof_torture::check(Mine { forgets_fua: false }).plan("schema = 1"));

@@ -163,7 +163,16 @@ async fn read(client: &Client, node: &Node, id: OpId, range: ByteRange, vector: 
         }
         All { pieces: pieces.into_iter().map(Some).collect(), failed: None }.await?;
     }
-    judge_read(client, id, range, &data);
+    if vector.is_empty() {
+        judge_read(client, id, range, &data);
+    }
+    // Pieces are requests of their own: a write beside them may come between two of them, in the middle of a sector too.
+    let (mut rest, mut at) = (data.as_slice(), range.start);
+    for &len in vector {
+        let (piece, tail) = rest.split_at(usize::try_from(len).unwrap_or(0).min(rest.len()));
+        judge_read(client, id, ByteRange::at(at, piece.len() as u64), piece);
+        (rest, at) = (tail, at.saturating_add(piece.len() as u64));
+    }
     Ok(())
 }
 
