@@ -7,6 +7,7 @@ mod messages;
 mod mismatches;
 mod runtime;
 mod sockets;
+mod stop;
 mod terminal;
 mod trace_file;
 
@@ -18,11 +19,14 @@ mod create;
 mod ctl;
 mod diff_meta;
 mod explain;
+mod findings;
 mod io;
 mod log;
 mod map;
+mod replay;
 mod rules;
 mod serve;
+mod torture;
 mod workload;
 
 use std::ffi::OsString;
@@ -33,8 +37,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// A laboratory for block storage
 ///
-/// Mirrors a driver against a reference and catches the first wrong sector, serves any image over NBD, and reads and
-/// writes qcow2, VDI and raw images.
+/// Mirrors a driver against a reference and catches the first wrong sector, tortures drivers until they fail and shrinks
+/// what broke them to a few lines, serves any image over NBD, and reads and writes qcow2, VDI and raw images.
 #[derive(Parser)]
 #[command(name = "blkproof", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
 pub(crate) struct Cli {
@@ -48,6 +52,9 @@ enum Command {
     Explain(explain::Args),
     DiffMeta(diff_meta::Args),
     Serve(serve::Args),
+    Torture(torture::Args),
+    Replay(replay::Args),
+    Findings(findings::Args),
     Verify(compare::VerifyArgs),
     Compare(compare::CompareArgs),
     Io(io::Args),
@@ -98,6 +105,9 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::DiffMeta(args) => diff_meta::run(&args),
         Command::Serve(args) => serve::run(args),
+        Command::Torture(args) => torture::run(&args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Findings(args) => findings::run(&args),
         Command::Verify(args) => compare::run_verify(args),
         Command::Compare(args) => compare::run_compare(args),
         Command::Io(args) => io::run(args.words, false),

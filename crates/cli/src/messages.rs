@@ -34,6 +34,15 @@ pub(crate) fn without_number(text: &str) -> &str {
     text.strip_suffix(')').and_then(|text| text.rsplit_once(" (os error ")).map_or(text, |(words, _)| words)
 }
 
+/// A word as a shell takes it: between quotes, if it needs them.
+pub(crate) fn shell_word(word: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./=:,+@%".contains(&byte);
+    match !word.is_empty() && word.bytes().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
 /// A byte count as people write it: `64 KiB`, `1.50 GiB`, `123 bytes`; rounded down.
 pub(crate) fn human_size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];

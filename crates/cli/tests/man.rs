@@ -15,12 +15,15 @@ const COMMANDS: &[&str] = &[
     "ctl",
     "diff-meta",
     "explain",
+    "findings",
     "io",
     "log",
     "man",
     "map",
+    "replay",
     "rules",
     "serve",
+    "torture",
     "verify",
 ];
 

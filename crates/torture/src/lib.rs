@@ -11,6 +11,7 @@
 //! - [`oracle`]: what a client may see (CM 4), and after a power cut (CM 5.6).
 //! - [`run`]: a plan against a target, judged.
 //! - [`mod@shrink`]: the least of a plan that still fails in the same way.
+//! - [`campaign`]: many seeds. [`store`]: what they found, kept.
 //!
 //! # Invariants
 //! - A run is a function of its plan and the build. No decision depends on how many others were taken (CM 8.1).
@@ -19,11 +20,15 @@
 //! - The oracle knows what was asked and answered, and nothing else; it never looks at the driver or its disk.
 
 pub mod campaign;
+mod check;
 pub mod finding;
 pub mod oracle;
 pub mod plan;
 pub mod run;
 pub mod shrink;
 pub mod stamp;
+pub mod store;
 pub mod target;
 pub mod workload;
+
+pub use self::check::{Check, check};

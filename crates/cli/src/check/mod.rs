@@ -21,11 +21,12 @@ use blkproof_report::{Style, human, json, map};
 
 use crate::graph::parse_size;
 use crate::messages::{print_error, without_number};
+use crate::stop::Stop;
 use crate::terminal;
 use letters::Letters;
 use outputs::{MapKind, Outputs};
 use references::Seen;
-use watcher::{Stop, Watcher};
+use watcher::Watcher;
 
 /// Read images and say what is wrong with them, why, and what to do; never writes to them
 ///

@@ -1,63 +1,17 @@
-//! Watching a check: progress on a terminal, signals, and the printer of qcheck's streams.
+//! Watching a check: progress on a terminal, and the printer of qcheck's streams.
 
 use std::io::{BufWriter, IsTerminal as _, LineWriter, Stderr, Stdout};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
 use blkproof_check::Report;
 use blkproof_check::watch::{Event, Progress, Wants, Watch};
 use blkproof_report::qcheck::{Printer, Streams};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use crate::messages::print_error;
-
-/// The wish to stop: the first signal asks for it, the second one ends the program at once.
-#[derive(Clone, Default)]
-pub(super) struct Stop(Arc<State>);
-
-#[derive(Default)]
-struct State {
-    asked: AtomicBool,
-    /// Nothing is going on that could heed a wish.
-    calm: AtomicBool,
-}
-
-impl Stop {
-    /// Starts to listen for SIGINT and SIGTERM, on a thread of its own.
-    pub(super) fn listen() -> anyhow::Result<Self> {
-        let stop = Self::default();
-        let heard = stop.clone();
-        // Without it Ctrl-C ends the program as it always does: nothing to say. No runtime: a check has no use for one,
-        // and its memory is measured.
-        let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) else { return Ok(stop) };
-        std::thread::Builder::new().name("signals".to_owned()).stack_size(64 << 10).spawn(move || {
-            for _ in signals.forever() {
-                if heard.0.calm.load(Ordering::Acquire) || heard.0.asked.swap(true, Ordering::AcqRel) {
-                    std::process::exit(INTERRUPTED);
-                }
-                eprintln!("stopping: what is known so far follows; another signal ends at once");
-            }
-        })?;
-        Ok(stop)
-    }
-
-    /// Whether somebody asked.
-    pub(super) fn asked(&self) -> bool {
-        self.0.asked.load(Ordering::Acquire)
-    }
-
-    /// A check is over; until the next one a signal ends the program at once.
-    pub(super) fn calm(&self) {
-        self.0.calm.store(true, Ordering::Release);
-    }
-}
-
-/// Exit status of a program that SIGINT ended, as shells say it.
-const INTERRUPTED: i32 = 130;
+use crate::stop::Stop;
 
 /// Long enough that a bar is no flicker.
 const PATIENCE: Duration = Duration::from_millis(400);
@@ -84,7 +38,7 @@ impl<'a> Watcher<'a> {
 
     /// A check of this image begins.
     pub(super) fn start(&self, image: &Path) {
-        self.stop.0.calm.store(false, Ordering::Release);
+        self.stop.busy();
         if let Some(printer) = &self.printer {
             printer.start(&image.display().to_string(), &timestamp(SystemTime::now()));
         }

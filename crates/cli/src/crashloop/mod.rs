@@ -34,11 +34,10 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use self::cut::{Cut, Plan};
-use self::program::quoted;
 use self::report::Report;
 use self::workload::{BuiltIn, Workload};
 use crate::graph::{ImageArgs, parse_size, registry};
-use crate::messages::print_error;
+use crate::messages::{print_error, shell_word};
 use crate::runtime::{self, stop_signal};
 
 /// Cut the power under a program again and again, and check what is left
@@ -232,12 +231,7 @@ async fn crashloop(args: &Args, numbers: &[u64]) -> anyhow::Result<ExitCode> {
 
 /// The command line that does the same again.
 fn again(given: &[String], seed: u64) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./=:,+@%".contains(&byte);
-    let word = |word: &String| match !word.is_empty() && word.bytes().all(plain) {
-        true => word.clone(),
-        false => quoted(word),
-    };
-    let words: Vec<_> = given.iter().map(word).collect();
+    let words: Vec<_> = given.iter().map(|word| shell_word(word)).collect();
     let has_seed = given.iter().any(|word| word == "--seed" || word.starts_with("--seed="));
     let seed = if has_seed { String::new() } else { format!(" --seed {seed}") };
     format!("blkproof {}{seed}", words.join(" "))

@@ -33,6 +33,8 @@ pub struct Campaign {
     pub runs: Option<u64>,
     /// Findings of different signatures after which it ends; 0: never.
     pub until_findings: usize,
+    /// Signatures that are known already and do not count for that.
+    pub known: Vec<Signature>,
     /// Threads.
     pub jobs: usize,
     /// Of so many seeds one is run twice, to see whether the driver is deterministic; 0: none but those that fail.
@@ -50,6 +52,7 @@ impl Default for Campaign {
             first: 0,
             runs: Some(100),
             until_findings: 1,
+            known: Vec::new(),
             jobs: 1,
             repeat_every: 20,
             settings: Settings::default(),
@@ -178,6 +181,7 @@ impl Desk {
             done.filter_map(|(_, (_, entry))| entry.finding.as_ref().map(|(finding, _)| &finding.signature)).collect();
         signatures.sort_unstable();
         signatures.dedup();
+        signatures.retain(|signature| !campaign.known.contains(signature));
         if campaign.until_findings > 0 && signatures.len() >= campaign.until_findings {
             self.enough.store(true, Ordering::Release);
         }
@@ -198,7 +202,8 @@ fn gather(campaign: &Campaign, entries: BTreeMap<u64, Entry>) -> Results {
                 results.found.push(Found { seed, times: 1, ops, finding, plan, shrunk: None });
             }
         }
-        if campaign.until_findings > 0 && results.found.len() >= campaign.until_findings {
+        let unknown = results.found.iter().filter(|found| !campaign.known.contains(&found.finding.signature)).count();
+        if campaign.until_findings > 0 && unknown >= campaign.until_findings {
             break;
         }
     }
