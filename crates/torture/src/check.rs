@@ -130,8 +130,9 @@ fn words(name: &str, finding: &Finding, plan: &Plan) -> String {
     format!("torture broke {name}: {finding}\n\n{plan}\n`check(…).plan(…)` runs this plan again")
 }
 
-/// Fails the test. `panic!` is for mistakes of this program.
+/// Fails the test that calls.
 #[track_caller]
+#[allow(clippy::panic, reason = "this is how a test fails")]
 fn fail(words: String) {
     panic_any(words);
 }

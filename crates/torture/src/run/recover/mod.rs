@@ -132,7 +132,7 @@ impl Scene<'_> {
         let moments = moments.end(&disk);
         let node = match opened {
             Ok(node) => node,
-            Err(finding) => return Some(finding),
+            Err(finding) => return Some(*finding),
         };
         let size = node.info().size;
         if let Err(violation) = self.after.judge_size(size) {
@@ -158,7 +158,7 @@ impl Scene<'_> {
         if depth > 0 { self.go_on(&disk, node, oracle, ids, stats) } else { None }
     }
 
-    fn open(&self, disk: &SimDisk) -> Result<Node, Finding> {
+    fn open(&self, disk: &SimDisk) -> Result<Node, Box<Finding>> {
         let base = self.base.as_ref().map(|base| {
             let content = Content::over(Rc::clone(base));
             Node::new(raw::Raw::new(SimDisk::instant(DiskOptions { read_only: true, ..DiskOptions::new(content) })))
@@ -166,10 +166,12 @@ impl Scene<'_> {
         let files = Files { image: Node::new(disk.clone()), base };
         match now(self.target.open(files, self.spec)) {
             Some(Ok(node)) => Ok(node),
-            Some(Err(error)) => {
-                Err(Finding::new("I1", "recovery", format!("after a power cut the image does not open: {error}")))
-            }
-            None => Err(Finding::new("I1", "recovery", "after a power cut opening the image does not end")),
+            Some(Err(error)) => Err(Box::new(Finding::new(
+                "I1",
+                "recovery",
+                format!("after a power cut the image does not open: {error}"),
+            ))),
+            None => Err(Box::new(Finding::new("I1", "recovery", "after a power cut opening the image does not end"))),
         }
     }
 
@@ -257,6 +259,7 @@ impl Scene<'_> {
         match self.open(disk) {
             Ok(node) => self.compare(&node, &mut oracle, &mut ids, "closed after a power cut and opened again,", stats),
             Err(finding) => {
+                let finding = *finding;
                 Some(Finding { signature: Signature { code: "I7".to_owned(), ..finding.signature }, ..finding })
             }
         }
