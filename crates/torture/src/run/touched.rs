@@ -9,6 +9,11 @@ const CHUNK: u64 = 256 << 10;
 /// Neighbours that are looked at too: what lands beside its place mostly lands near it.
 const AROUND: u64 = 4 << 10;
 
+/// A request longer than this is not looked at whole, but
+const WHOLE: u64 = 1 << 20;
+/// so far around its ends.
+const EDGE: u64 = 64 << 10;
+
 /// Everything that requests of a plan were about, with what lies around it, and both ends of the disk.
 #[derive(Debug)]
 pub(super) struct Touched(Vec<ByteRange>);
@@ -19,15 +24,25 @@ impl Touched {
         let ends = [0, size].into_iter().chain(plan.target.base);
         let mut ranges: Vec<_> = ends.map(|end| around(ByteRange { start: end, end })).collect();
         for op in &plan.ops {
-            ranges.extend(match &op.act {
+            let about = match &op.act {
                 Act::Read { range, .. }
                 | Act::Write { range, .. }
                 | Act::Zeroes { range, .. }
                 | Act::Discard { range }
-                | Act::Status { range } => Some(around(*range)),
-                Act::Resize { size } => Some(around(ByteRange { start: *size, end: *size })),
-                Act::Flush | Act::Drain | Act::Reopen | Act::Cut { .. } => None,
-            });
+                | Act::Status { range } => *range,
+                Act::Resize { size } => ByteRange { start: *size, end: *size },
+                Act::Flush | Act::Drain | Act::Reopen | Act::Cut { .. } => continue,
+            };
+            // Of what is very long, both ends and the middle: zeroes and discards may cover the whole disk.
+            if about.len() > WHOLE {
+                let middle = about.start.saturating_add(about.len() / 2);
+                let edges = [about.start, middle, about.end];
+                ranges.extend(
+                    edges.map(|at| around(ByteRange { start: at.saturating_sub(EDGE), end: at.saturating_add(EDGE) })),
+                );
+            } else {
+                ranges.push(around(about));
+            }
         }
         ranges.sort_unstable();
         let mut merged: Vec<ByteRange> = Vec::with_capacity(ranges.len());
