@@ -24,7 +24,7 @@ fn the_demo_breaks_a_driver_and_shrinks_what_broke_it() {
             ),
             "schema = \"blkproof.plan/1\"",
             ".json: v1-map-before-data fails as it did",
-            ".toml: vdi passes: ",
+            ".toml: vdi-copy passes: ",
             "Caught.",
         ] {
             assert!(outcome.stdout.contains(said), "'{said}' in:\n{}\n{}", outcome.stdout, outcome.stderr);
