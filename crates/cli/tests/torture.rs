@@ -35,7 +35,9 @@ fn a_planted_bug_is_found_and_its_plan_repeats_it() {
     let dir = tempdir().unwrap();
     let dir = dir.path();
     let found = torture(dir, &["--jobs", "2"]).exited(1);
-    assert!(found.stderr.starts_with(&format!("blkproof torture --target {V1} --profile quick --seed 0x0 --runs 500\n")));
+    assert!(
+        found.stderr.starts_with(&format!("blkproof torture --target {V1} --profile quick --seed 0x0 --runs 500\n"))
+    );
     assert!(found.stdout.contains("FINDING ") && found.stdout.contains(": 1 finding in "), "{}", found.stdout);
 
     std::fs::write(dir.join("plan.toml"), plan_in(&found.stdout)).unwrap();
@@ -191,7 +193,10 @@ fn a_known_finding_fails_no_run_until_its_day_is_over() {
     let findings = first["targets"][0]["findings"].as_array().unwrap();
     let known = |until: &str| {
         let issue = |finding: &Value| {
-            format!("[[known]]\nsignature = {}\ntarget = \"{V1}\"\nuntil = {until}\nwhy = \"as in 2011\"\n", finding["signature"])
+            format!(
+                "[[known]]\nsignature = {}\ntarget = \"{V1}\"\nuntil = {until}\nwhy = \"as in 2011\"\n",
+                finding["signature"]
+            )
         };
         let issues: String = findings.iter().map(issue).collect();
         std::fs::write(dir.join("st/known.toml"), format!("schema = \"blkproof.known/1\"\n{issues}")).unwrap();

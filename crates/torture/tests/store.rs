@@ -98,7 +98,10 @@ fn a_finding_is_kept_once_and_found_by_its_name() {
     }
     // Nothing is left of the writing.
     let left = |path: &std::path::Path| {
-        fs::read_dir(path).unwrap().filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with('.')).count()
+        fs::read_dir(path)
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with('.'))
+            .count()
     };
     assert_eq!(left(&dir.path().join("a/b").join(folder(&name))), 0);
 }
