@@ -15,7 +15,7 @@ use crate::torture::{FINDING, Format, USAGE, finding_words, plan_words, print, t
 /// `torture --out DIR` keeps each finding in DIR: one folder for each signature, in it the plan (.toml) and what was
 /// found (.json), named by the hash of the plan. A file known.toml there says what is known already:
 ///
-/// [[known]] signature = "read:L2:reopen:", target = "qcow2", until = 2027-01-31, why = "issue 12", each on a line of
+/// `[[known]]` signature = "read:L2:reopen:", target = "qcow2", until = 2027-01-31, why = "issue 12", each on a line of
 /// its own, below schema = "blkproof.known/1". Until that day is over such a finding fails no run.
 ///
 /// Example: `blkproof findings replay findings`
