@@ -85,23 +85,33 @@ pub enum FaultDone {
     Nothing,
     /// Everything.
     All,
-    /// The bytes before this one, counted from the first.
+    /// The sectors that end at this byte or before it, counted from the request's first.
     First(u64),
-    /// The bytes from this one on.
+    /// What [`First`](Self::First) would have left undone.
     From(u64),
 }
 
 impl FaultDone {
     /// The bytes of `range` that are done.
+    ///
+    /// They begin and end where the request does, or between two sectors of the disk: a failed write may leave some
+    /// sectors new and some old, but none that is neither (CM 4.3 (1)).
     pub fn part(self, range: ByteRange) -> ByteRange {
+        let split = |len: u64| match range.start.saturating_add(len) {
+            at if at >= range.end => range.end,
+            at => (at - at % SECTOR).max(range.start),
+        };
         match self {
             Self::Nothing => ByteRange { start: range.start, end: range.start },
             Self::All => range,
-            Self::First(len) => ByteRange { start: range.start, end: range.start.saturating_add(len).min(range.end) },
-            Self::From(len) => ByteRange { start: range.start.saturating_add(len).min(range.end), end: range.end },
+            Self::First(len) => ByteRange { start: range.start, end: split(len) },
+            Self::From(len) => ByteRange { start: split(len), end: range.end },
         }
     }
 }
+
+/// The least that a disk does whole.
+const SECTOR: u64 = 512;
 
 /// Where a request stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -151,6 +161,33 @@ impl Io {
         match &self.fault {
             Some(Fault { error, .. }) => Err(IoError::clone(error)),
             None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blkproof_block::ByteRange;
+
+    use super::FaultDone;
+
+    #[test]
+    fn parts_end_between_sectors() {
+        let range = ByteRange { start: 302, end: 1326 };
+        let cases = [
+            (FaultDone::First(0), 302, 302),
+            (FaultDone::First(209), 302, 302),
+            (FaultDone::First(210), 302, 512),
+            (FaultDone::First(512), 302, 512),
+            (FaultDone::First(1023), 302, 1024),
+            (FaultDone::First(1024), 302, 1326),
+            (FaultDone::First(u64::MAX), 302, 1326),
+            (FaultDone::From(0), 302, 1326),
+            (FaultDone::From(512), 512, 1326),
+            (FaultDone::From(1024), 1326, 1326),
+        ];
+        for (done, start, end) in cases {
+            assert_eq!(done.part(range), ByteRange { start, end }, "{done:?}");
         }
     }
 }

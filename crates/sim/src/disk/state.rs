@@ -12,7 +12,7 @@ use blkproof_fault::disk::{FlushError, Kind, Profile};
 
 use super::content::Content;
 use super::crash::Crash;
-use super::io::{Answer, Io, IoKind, Stage};
+use super::io::{Answer, FaultDone, Io, IoKind, Stage};
 use super::options::DiskOptions;
 use crate::key::{IoKey, MoveKey};
 
@@ -264,8 +264,7 @@ impl State {
                 (1, _) | (_, IoKind::Resize) => continue,
                 _ => {
                     let sectors = range.len().div_ceil(512).max(1);
-                    let len = (fate >> 8) % sectors * 512;
-                    ByteRange { start: range.start, end: range.start.saturating_add(len).min(range.end) }
+                    FaultDone::First((fate >> 8) % sectors * 512).part(range)
                 }
             };
             if io.info.kind == IoKind::Resize || !part.is_empty() {
