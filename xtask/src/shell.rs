@@ -12,6 +12,14 @@ pub(crate) fn root() -> PathBuf {
     here.parent().map(PathBuf::from).unwrap_or(here)
 }
 
+/// The program as `cargo build --release` makes it; `BLKPROOF` names another build, to race it.
+pub(crate) fn blkproof() -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    variable("BLKPROOF").unwrap_or_else(|| {
+        variable("CARGO_TARGET_DIR").unwrap_or_else(|| root().join("target")).join("release/blkproof")
+    })
+}
+
 /// Runs a program in the root, showing the command and its output.
 pub(crate) fn run<S: AsRef<OsStr>>(program: &str, args: &[S]) -> anyhow::Result<()> {
     run_with(None, program, args)

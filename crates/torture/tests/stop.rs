@@ -73,7 +73,7 @@ fn a_stopped_campaign_counts_whole_seeds_only() {
         (results, watch.heard.load(Ordering::Relaxed))
     };
     let (mut stopped, mut most) = (0, 0);
-    for last in [1, 2, 40, 150, 400] {
+    for last in [1, 2, 40, 400, 2000] {
         let (results, heard) = go(1000, last, 1);
         assert!(results.unfinished.is_empty() && results.found.is_empty());
         assert_eq!(results.stats.ops, heard, "what was under way is not counted");
@@ -86,7 +86,7 @@ fn a_stopped_campaign_counts_whole_seeds_only() {
     }
     assert!(stopped == 5 && most > 1, "{stopped} {most}");
     // With several threads later seeds may be done: those that are missing are named.
-    let (results, heard) = go(1000, 400, 4);
+    let (results, heard) = go(1000, 2000, 4);
     assert!(results.unfinished.len() < 4 && results.stats.ops == heard);
     let last = 5 + results.seeds + results.unfinished.len() as u64;
     assert!(results.unfinished.iter().all(|seed| (5..last).contains(seed)), "{results:?}");

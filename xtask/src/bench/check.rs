@@ -102,8 +102,7 @@ fn run(bench: &Bench<'_>, image: &Image) -> anyhow::Result<Table> {
         std::fs::rename(&fresh, &path).with_context(|| format!("naming {}", path.display()))?;
     }
     let file = path.display().to_string();
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
-    let ours = target.join("release/blkproof").display().to_string();
+    let ours = shell::blkproof().display().to_string();
     let contenders: [(&str, Vec<&str>); 2] = [
         ("blkproof", vec![&ours, "check", "-f", "qcow2", &file]),
         ("qemu-img", vec!["qemu-img", "check", "-q", "-f", "qcow2", &file]),

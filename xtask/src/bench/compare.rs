@@ -22,11 +22,7 @@ pub(super) fn run(bench: &Bench<'_>) -> anyhow::Result<Table> {
     }
     let (a, b) = (a.display().to_string(), b.display().to_string());
     let contenders: [(&str, PathBuf, Vec<&str>); 3] = [
-        (
-            "blkproof",
-            shell::root().join("target/release/blkproof"),
-            vec!["compare", "-q", "-f", "raw", "-F", "raw", &a, &b],
-        ),
+        ("blkproof", shell::blkproof(), vec!["compare", "-q", "-f", "raw", "-F", "raw", &a, &b]),
         ("cmp", PathBuf::from("cmp"), vec![&a, &b]),
         ("qemu-img", PathBuf::from("qemu-img"), vec!["compare", "-f", "raw", "-F", "raw", &a, &b]),
     ];

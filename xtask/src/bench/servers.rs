@@ -95,9 +95,7 @@ impl Server {
         let words = self.command(&socket);
         let (program, args) = words.split_first().context("a command has a program")?;
         let program = match program.as_str() {
-            // Another build can be raced by naming it.
-            "blkproof" => std::env::var_os("BLKPROOF")
-                .map_or_else(|| shell::root().join("target/release/blkproof"), PathBuf::from),
+            "blkproof" => shell::blkproof(),
             other => PathBuf::from(other),
         };
         let child = Command::new(&program)

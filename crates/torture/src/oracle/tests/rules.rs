@@ -366,6 +366,25 @@ fn sizes_are_what_was_asked_for() {
     assert_eq!(client.oracle.candidates(1024), [0, small, medium, large]);
 }
 
+/// What was promised before a size was decided does not speak against it after the second power cut either.
+#[test]
+fn a_size_survives_one_power_cut_after_the_other() {
+    let mut client = Client::new(None);
+    client.done(write(1024, 2048, true));
+    client.done(Act::Resize { size: 512 });
+    for _ in 0..3 {
+        client.crash();
+        assert_eq!(client.oracle.sizes(), [512, SIZE]);
+        client.oracle.sized(512).unwrap();
+    }
+    client.done(Act::Resize { size: SIZE });
+    client.done(write(1024, 2048, true));
+    for _ in 0..2 {
+        client.crash();
+        assert_eq!(client.oracle.sizes(), [SIZE], "a size of before the last promise");
+    }
+}
+
 #[test]
 fn a_power_cut_leaves_a_size_that_was_promised() {
     let mut client = Client::new(None);
@@ -437,6 +456,25 @@ fn a_failed_flush_promises_nothing() {
         client.done(w(512, 1024));
         client.done(Act::Flush);
         assert_eq!(after(&client.oracle, 512), [3 + 1]);
+    }
+}
+
+#[test]
+fn what_a_failed_flush_forgot_is_gone_for_readers_too() {
+    for forgets in [false, true] {
+        let mut client = Client::with(None, Promises { failed_flush_forgets: forgets, ..Promises::default() });
+        let kept = client.done(w(0, 1024));
+        client.done(Act::Flush);
+        let gone = client.done(w(512, 1024));
+        client.act(Act::Flush, Ending::Failed);
+        assert_eq!(client.read(512, &bytes(512, 512, kept)).is_ok(), forgets);
+        client.read(512, &bytes(512, 512, gone)).unwrap();
+        // Durable is durable, and what was lost is not something else.
+        for at in [0, 512] {
+            client.read(at, &[0; 512]).unwrap_err();
+            client.read(at, &bytes(at + 512, 512, gone)).unwrap_err();
+        }
+        client.status(512, 1024).unwrap_err();
     }
 }
 
