@@ -17,6 +17,28 @@ impl AnyTarget {
             Self::Planted(target) => target,
         }
     }
+
+    /// The image format by which QEMU knows what it is a driver of; `None` if it knows none such.
+    pub(crate) fn format(&self) -> Option<&'static str> {
+        match self {
+            Self::BuiltIn(target) => ["raw", "qcow2", "vdi"].into_iter().find(|format| *format == target.name()),
+            #[cfg(feature = "gallery")]
+            Self::Planted(target) => match target.driver() {
+                blkproof_gallery::Driver::Qcow2 => Some("qcow2"),
+                blkproof_gallery::Driver::Vdi => Some("vdi"),
+                _ => None,
+            },
+        }
+    }
+
+    /// It in Rust, for a test to paste; `None` where the report knows better.
+    pub(crate) fn expression(&self) -> Option<String> {
+        match self {
+            Self::BuiltIn(_) => None,
+            #[cfg(feature = "gallery")]
+            Self::Planted(target) => Some(format!("blkproof_gallery::find(\"{}\").unwrap()", target.name())),
+        }
+    }
 }
 
 /// The driver of that name.

@@ -63,7 +63,8 @@ impl Coverage {
     pub fn of(results: &Results, first: u64, info: &TargetInfo, profile: &Profile) -> Self {
         let mut coverage = Self { stats: results.stats, seeds: results.seeds, ..Self::default() };
         coverage.all_variants = info.variants.iter().map(|variant| variant.options.clone()).collect();
-        for seed in (first..).take(usize::try_from(results.seeds.min(SEEDS_MAX)).unwrap_or(usize::MAX)) {
+        let seeds = (0..).map(|number| first.wrapping_add(number)).filter(|seed| !results.unfinished.contains(seed));
+        for seed in seeds.take(usize::try_from(results.seeds.min(SEEDS_MAX)).unwrap_or(usize::MAX)) {
             coverage.add(&generate(seed, info, profile));
         }
         coverage
@@ -98,8 +99,14 @@ impl Coverage {
         if !absent.is_empty() {
             lines.push(format!("never drawn: {}", absent.join(", ")));
         }
-        let left: Vec<_> =
-            self.all_variants.iter().filter(|options| !self.variants.contains(*options)).map(|it| words(it)).collect();
+        let mut left: Vec<String> = Vec::new();
+        for options in self.all_variants.iter().filter(|options| !self.variants.contains(*options)) {
+            // Some differ in their size only.
+            let words = words(options);
+            if !left.contains(&words) {
+                left.push(words);
+            }
+        }
         if !left.is_empty() {
             lines.push(format!("images never made: {}", left.join("; ")));
         }
@@ -137,7 +144,7 @@ impl Coverage {
             plural(states, "state"),
             count(distinct),
             if possible == u64::MAX { "more than " } else { "about " },
-            count(possible)
+            if possible == u64::MAX { "2^64".to_owned() } else { count(possible) }
         )
     }
 

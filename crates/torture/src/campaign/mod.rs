@@ -2,12 +2,12 @@
 //!
 //! A seed is run by whoever comes to it; findings are taken in the order of seeds, and of two findings with one signature
 //! the one of the lower seed is kept. So what a campaign reports does not depend on how many threads worked on it, but
-//! where a clock or a signal ended it.
+//! where a clock or a signal ended it: then seeds that were under way are not counted, though some after them may be.
 
 mod judge;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -17,8 +17,8 @@ pub use self::watch::{Silent, Watch};
 
 use crate::finding::Signature;
 use crate::plan::Plan;
-use crate::run::{Finding, Settings, Stats, run};
-use crate::shrink::{Budget, Progress, Shrunk, shrink};
+use crate::run::{Finding, Settings, Stats, run_until};
+use crate::shrink::{Budget, Limit, Progress, Shrunk, shrink};
 use crate::target::Target;
 use crate::workload::{Profile, generate};
 
@@ -88,8 +88,11 @@ impl Found {
 /// What came of a campaign.
 #[derive(Clone, Debug, Default)]
 pub struct Results {
-    /// Seeds that were run, all those before the last one among them.
+    /// How many seeds were run, from the first one on.
     pub seeds: u64,
+    /// Seeds before the last of these that were not, because somebody ended the campaign while they were under way: fewer
+    /// than there were threads.
+    pub unfinished: Vec<u64>,
     /// What was done.
     pub stats: Stats,
     /// What was found, by seed.
@@ -110,9 +113,11 @@ pub fn campaign(campaign: &Campaign, target: &dyn Target, watch: &dyn Watch) -> 
         entries: Mutex::new(BTreeMap::new()),
     };
     let info = target.info();
+    // Enough is found when all seeds before are done: nobody needs those that are still under way.
+    let stop = || desk.enough.load(Ordering::Acquire) || watch.stop();
     let work = || {
         loop {
-            if desk.enough.load(Ordering::Acquire) || watch.stop() {
+            if stop() {
                 return;
             }
             let seed = desk.next.fetch_add(1, Ordering::Relaxed);
@@ -120,7 +125,7 @@ pub fn campaign(campaign: &Campaign, target: &dyn Target, watch: &dyn Watch) -> 
                 return;
             }
             let plan = generate(seed, &info, &campaign.profile);
-            let entry = one(campaign, target, &plan);
+            let Some(entry) = one(campaign, target, &plan, &stop) else { return };
             desk.put(campaign, seed, entry, watch);
         }
     };
@@ -137,31 +142,39 @@ pub fn campaign(campaign: &Campaign, target: &dyn Target, watch: &dyn Watch) -> 
             if found.finding.signature.code == "nondeterminism" {
                 continue;
             }
-            let judge = Replays { target, settings: campaign.settings, jobs: campaign.jobs };
+            if watch.stop_shrinking() {
+                break;
+            }
+            let stop = || watch.stop_shrinking();
+            let judge = Replays { target, settings: campaign.settings, jobs: campaign.jobs, stop: &stop };
             let signature = found.finding.signature.clone();
             let mut look = |progress: &Progress<'_>| {
                 watch.shrinking(progress);
                 if watch.stop_shrinking() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
-            found.shrunk = Some(shrink(&found.plan, &signature, budget, &judge, &mut look));
+            let shrunk = shrink(&found.plan, &signature, budget, &judge, &mut look);
+            // Stopped in its very first run, which then said nothing.
+            let begun = shrunk.limit != Limit::NotFailing || !watch.stop_shrinking();
+            found.shrunk = begun.then_some(shrunk);
         }
     }
     results
 }
 
-/// Runs one plan; and again, if it fails or its seed is one of those.
-fn one(campaign: &Campaign, target: &dyn Target, plan: &Plan) -> Entry {
-    let outcome = run(plan, target, &campaign.settings);
+/// Runs one plan; and again, if it fails or its seed is one of those. `None` if it had to stop before its end.
+fn one(campaign: &Campaign, target: &dyn Target, plan: &Plan, stop: &dyn Fn() -> bool) -> Option<Entry> {
+    let outcome = run_until(plan, target, &campaign.settings, stop)?;
     let (stats, mut finding) = (outcome.stats, outcome.findings.into_iter().next());
     let asked = campaign.repeat_every > 0 && plan.seed.is_multiple_of(campaign.repeat_every);
     if asked || finding.is_some() {
-        let again = run(plan, target, &campaign.settings);
-        if again.digest != outcome.digest {
+        // The first run is whole, and holds without the second one.
+        let again = run_until(plan, target, &campaign.settings, stop);
+        if again.is_some_and(|again| again.digest != outcome.digest) {
             let text = "the same plan made another run: the driver depends on something that is not its input";
             finding = Some(Finding::new("nondeterminism", "run", text));
         }
     }
-    Entry { stats, finding: finding.map(|finding| (finding, outcome.explicit)) }
+    Some(Entry { stats, finding: finding.map(|finding| (finding, outcome.explicit)) })
 }
 
 struct Desk {
@@ -191,7 +204,9 @@ impl Desk {
 /// Puts together what the seeds came to, in their order, up to the last one needed.
 fn gather(campaign: &Campaign, entries: BTreeMap<u64, Entry>) -> Results {
     let mut results = Results::default();
+    let mut done = BTreeSet::new();
     for (seed, entry) in entries {
+        done.insert(seed.wrapping_sub(campaign.first));
         results.seeds = results.seeds.saturating_add(1);
         results.stats += entry.stats;
         let Some((finding, plan)) = entry.finding else { continue };
@@ -207,5 +222,8 @@ fn gather(campaign: &Campaign, entries: BTreeMap<u64, Entry>) -> Results {
             break;
         }
     }
+    let last = done.last().copied().unwrap_or(0);
+    let missing = (0..last).filter(|number| !done.contains(number));
+    results.unfinished = missing.map(|number| campaign.first.wrapping_add(number)).collect();
     results
 }

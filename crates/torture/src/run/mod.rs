@@ -12,6 +12,7 @@ mod adversary;
 mod client;
 mod events;
 mod finding;
+mod halt;
 mod life;
 mod now;
 mod panics;
@@ -73,5 +74,15 @@ pub struct Outcome {
 
 /// Runs a plan.
 pub fn run(plan: &Plan, target: &dyn Target, settings: &Settings) -> Outcome {
-    life::go(plan, target, settings)
+    life::go(plan, target, settings, &halt::Halt::new(&|| false))
+}
+
+/// Runs a plan, unless it has to stop before its end: then there is no outcome, for half of a run says nothing.
+///
+/// `stop` is asked every few hundred moves and before each state after a power cut, by the thread that calls; once it
+/// says so, it is not asked again. A driver that never gives the thread back is not interrupted.
+pub fn run_until(plan: &Plan, target: &dyn Target, settings: &Settings, stop: &dyn Fn() -> bool) -> Option<Outcome> {
+    let halt = halt::Halt::new(stop);
+    let outcome = life::go(plan, target, settings, &halt);
+    (!halt.heard()).then_some(outcome)
 }

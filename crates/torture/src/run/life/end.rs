@@ -69,7 +69,7 @@ impl Run<'_> {
         self.client.oracle().submit(read, &Act::Read { range: whole, vector: Vec::new() });
         let touched = Rc::clone(&self.touched);
         for part in touched.pieces(size) {
-            if self.full() {
+            if self.full() || self.halt.moved() {
                 break;
             }
             let mut data = vec![0xcc; usize::try_from(part.len()).unwrap_or(0)];
