@@ -11,6 +11,7 @@
 //! - [`oracle`]: what a client may see (CM 4), and after a power cut (CM 5.6).
 //! - [`run`]: a plan against a target, judged.
 //! - [`mod@shrink`]: the least of a plan that still fails in the same way.
+//! - [`sweep`]: one plan, each of whose requests below fails in turn.
 //! - [`campaign`]: many seeds. [`store`]: what they found, kept.
 //!
 //! # Invariants
@@ -28,6 +29,7 @@ pub mod run;
 pub mod shrink;
 pub mod stamp;
 pub mod store;
+pub mod sweep;
 pub mod target;
 pub mod workload;
 

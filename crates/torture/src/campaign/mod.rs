@@ -19,14 +19,18 @@ use crate::finding::Signature;
 use crate::plan::Plan;
 use crate::run::{Finding, Settings, Stats, run};
 use crate::shrink::{Budget, Progress, Shrunk, shrink};
+use crate::sweep;
 use crate::target::Target;
-use crate::workload::{Profile, generate};
+use crate::workload::{Profile, TargetInfo, generate};
 
 /// What to do.
 #[derive(Clone, Debug)]
 pub struct Campaign {
     /// How much is spent on a seed.
     pub profile: Profile,
+    /// Each seed's plan is a short one of which every request below fails in turn, instead of a long one with faults
+    /// here and there.
+    pub sweep: bool,
     /// The first seed.
     pub first: u64,
     /// How many seeds; `None`: until [`Watch::stop`] says so.
@@ -49,6 +53,7 @@ impl Default for Campaign {
     fn default() -> Self {
         Self {
             profile: Profile::QUICK,
+            sweep: false,
             first: 0,
             runs: Some(100),
             until_findings: 1,
@@ -99,7 +104,8 @@ pub struct Results {
 /// What a worker puts down for a seed.
 struct Entry {
     stats: Stats,
-    finding: Option<(Finding, Plan)>,
+    /// Of different signatures.
+    findings: Vec<(Finding, Plan)>,
 }
 
 /// Runs a campaign against a target.
@@ -119,8 +125,11 @@ pub fn campaign(campaign: &Campaign, target: &dyn Target, watch: &dyn Watch) -> 
             if campaign.runs.is_some_and(|runs| seed.wrapping_sub(campaign.first) >= runs) {
                 return;
             }
-            let plan = generate(seed, &info, &campaign.profile);
-            let entry = one(campaign, target, &plan);
+            let entry = match campaign.sweep {
+                true => swept(campaign, target, &info, seed, &|| desk.enough.load(Ordering::Acquire) || watch.stop()),
+                false => Some(one(campaign, target, &generate(seed, &info, &campaign.profile))),
+            };
+            let Some(entry) = entry else { return };
             desk.put(campaign, seed, entry, watch);
         }
     };
@@ -161,7 +170,20 @@ fn one(campaign: &Campaign, target: &dyn Target, plan: &Plan) -> Entry {
             finding = Some(Finding::new("nondeterminism", "run", text));
         }
     }
-    Entry { stats, finding: finding.map(|finding| (finding, outcome.explicit)) }
+    Entry { stats, findings: finding.map(|finding| (finding, outcome.explicit)).into_iter().collect() }
+}
+
+/// Sweeps the plan of a seed. Nothing, if it was stopped on the way: part of a sweep says nothing of its seed.
+fn swept(
+    campaign: &Campaign,
+    target: &dyn Target,
+    info: &TargetInfo,
+    seed: u64,
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Option<Entry> {
+    let plan = sweep::plain(generate(seed, info, &campaign.profile.swept()));
+    let swept = sweep::sweep(&plan, target, &campaign.settings, 1, stop);
+    (!swept.stopped || !swept.found.is_empty()).then_some(Entry { stats: swept.stats, findings: swept.found })
 }
 
 struct Desk {
@@ -172,13 +194,13 @@ struct Desk {
 
 impl Desk {
     fn put(&self, campaign: &Campaign, seed: u64, entry: Entry, watch: &dyn Watch) {
-        watch.seed(seed, &entry.stats, entry.finding.as_ref().map(|(finding, _)| finding));
+        watch.seed(seed, &entry.stats, entry.findings.first().map(|(finding, _)| finding));
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.insert(seed, entry);
         // Enough is enough once all seeds before are done: a lower one may yet find something.
         let done = (campaign.first..).zip(entries.iter()).take_while(|(want, (seed, _))| want == *seed);
         let mut signatures: Vec<&Signature> =
-            done.filter_map(|(_, (_, entry))| entry.finding.as_ref().map(|(finding, _)| &finding.signature)).collect();
+            done.flat_map(|(_, (_, entry))| entry.findings.iter().map(|(finding, _)| &finding.signature)).collect();
         signatures.sort_unstable();
         signatures.dedup();
         signatures.retain(|signature| !campaign.known.contains(signature));
@@ -194,12 +216,13 @@ fn gather(campaign: &Campaign, entries: BTreeMap<u64, Entry>) -> Results {
     for (seed, entry) in entries {
         results.seeds = results.seeds.saturating_add(1);
         results.stats += entry.stats;
-        let Some((finding, plan)) = entry.finding else { continue };
-        match results.found.iter_mut().find(|found| found.finding.signature == finding.signature) {
-            Some(found) => found.times = found.times.saturating_add(1),
-            None => {
-                let ops = results.stats.ops;
-                results.found.push(Found { seed, times: 1, ops, finding, plan, shrunk: None });
+        for (finding, plan) in entry.findings {
+            match results.found.iter_mut().find(|found| found.finding.signature == finding.signature) {
+                Some(found) => found.times = found.times.saturating_add(1),
+                None => {
+                    let ops = results.stats.ops;
+                    results.found.push(Found { seed, times: 1, ops, finding, plan, shrunk: None });
+                }
             }
         }
         let unknown = results.found.iter().filter(|found| !campaign.known.contains(&found.finding.signature)).count();

@@ -16,10 +16,10 @@ const EDGE: u64 = 64 << 10;
 
 /// Everything that requests of a plan were about, with what lies around it, and both ends of the disk.
 #[derive(Debug)]
-pub(super) struct Touched(Vec<ByteRange>);
+pub(crate) struct Touched(Vec<ByteRange>);
 
 impl Touched {
-    pub(super) fn by(plan: &Plan) -> Self {
+    pub(crate) fn by(plan: &Plan) -> Self {
         let size = plan.target.size;
         let ends = [0, size].into_iter().chain(plan.target.base);
         let mut ranges: Vec<_> = ends.map(|end| around(ByteRange { start: end, end })).collect();
@@ -56,7 +56,7 @@ impl Touched {
     }
 
     /// Requests that read all of it, as far as it lies inside `size` bytes.
-    pub(super) fn pieces(&self, size: u64) -> impl Iterator<Item = ByteRange> + '_ {
+    pub(crate) fn pieces(&self, size: u64) -> impl Iterator<Item = ByteRange> + '_ {
         self.0.iter().flat_map(move |range| {
             let end = range.end.min(size);
             (range.start..end)
