@@ -17,7 +17,7 @@ const PLAIN: &[(&str, &str, &[&str], &str)] = &[
     ("m6-keeps-failed-data", "", &["1 write 0+4K", "2 write 0+512 fua", "3 read 0+512"], "reopen"),
     ("m7-second-error-lost", CLUSTERS, &["1 write 4K+4K", "2 write 0+4K", "3 write 0+8K", "4 read 0+8K"], "read"),
     ("q2-refused-read-succeeds", CLUSTERS, &["1 write 0+4K", "2 read 0+4K"], "foreign"),
-    ("v1-map-before-data", "", &["1 write 0+512", "2 write 512+512", "3 reopen"], "read"),
+    ("v1-map-before-data", "", &["1 write 0+512", "2 write 512+512", "3 reopen"], "reopen"),
 ];
 
 const CLUSTERS: &str = "cluster_size = \"4096\"";

@@ -12,6 +12,7 @@
 //! - [`run`]: a plan against a target, judged.
 //! - [`mod@shrink`]: the least of a plan that still fails in the same way.
 //! - [`sweep`]: one plan, each of whose requests below fails in turn.
+//! - [`threads`]: the same plans by real threads, for drivers that allow it.
 //! - [`campaign`]: many seeds. [`store`]: what they found, kept.
 //!
 //! # Invariants
@@ -31,6 +32,7 @@ pub mod stamp;
 pub mod store;
 pub mod sweep;
 pub mod target;
+pub mod threads;
 pub mod workload;
 
 pub use self::check::{Check, check};
