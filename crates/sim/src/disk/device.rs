@@ -136,6 +136,19 @@ impl SimDisk {
         Request { disk: self, stage: RequestStage::Slot(slot) }
     }
 
+    /// What a read brings that nobody can hold up: the same as by way of a request, without one. Whether it was done.
+    fn read_instantly(&self, at: u64, buf: &mut [u8]) -> Result<bool> {
+        if !self.0.state.borrow().instant || self.0.adversary.borrow().is_some() {
+            return Ok(false);
+        }
+        let state = self.0.state.borrow();
+        check_bounds(at, buf.len() as u64, state.content.size())?;
+        // Requests keep their numbers.
+        self.0.board.next_io();
+        state.content.read(at, buf);
+        Ok(true)
+    }
+
     async fn change(&self, draft: Draft) -> Result<()> {
         if draft.range.is_empty() && draft.kind != IoKind::Resize {
             return Ok(());
@@ -154,6 +167,9 @@ impl BlockDevice for SimDisk {
 
     async fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         if buf.is_empty() {
+            return Ok(());
+        }
+        if self.read_instantly(at, buf)? {
             return Ok(());
         }
         let answer = self.send(Draft::new(IoKind::Read, ByteRange::at(at, buf.len() as u64))).await?;

@@ -57,6 +57,12 @@ struct Row {
     matching: Vec<OpId>,
 }
 
+impl Row {
+    fn is_whole(&self) -> bool {
+        (self.from, self.to) == (0, super::unit::UNIT)
+    }
+}
+
 impl Oracle {
     /// Judges what was found in `range` by a request sent at `start`. With `now` and the horizon, says what is learnt.
     pub(super) fn judge(
@@ -100,14 +106,9 @@ impl Oracle {
                 part = next;
                 rows = self.rows(&state, part, start);
             }
-            // Where nobody's bytes are to be compared, units of a run differ only by what the base shows.
-            let stride = match found {
-                Found::Zeroes if part == (0, super::unit::UNIT) => {
-                    let whole = range.end / UNIT;
-                    let until = if unit * UNIT < self.base { self.base / UNIT } else { whole };
-                    until.min(end).min(whole).max(unit + 1)
-                }
-                _ => unit + 1,
+            let stride = match part == (0, super::unit::UNIT) {
+                true => self.alike(range, found, unit, end, &rows),
+                false => unit + 1,
             };
             let mut fresh = false;
             for row in &mut rows {
@@ -136,6 +137,26 @@ impl Oracle {
             unit = stride;
         }
         Ok(())
+    }
+
+    /// The end of the units from `unit` on for which what holds for this one holds too: where nobody's bytes are to be
+    /// compared, units of a run differ only by what the base shows.
+    fn alike(&self, range: ByteRange, found: Found<'_>, unit: u64, end: u64, rows: &[Row]) -> u64 {
+        let whole = (range.end / UNIT).min(end);
+        match found {
+            Found::Zeroes => {
+                let until = if unit * UNIT < self.base { (self.base / UNIT).min(whole) } else { whole };
+                until.max(unit + 1)
+            }
+            // A few bytes of a stamp may be zero, in one unit and not in the next; all 512 never are.
+            Found::Bytes { at, bytes } if unit * UNIT >= self.base && matches!(rows, [row] if row.is_whole()) => {
+                let from = (unit * UNIT).saturating_sub(at) as usize;
+                let slices = bytes.get(from..).unwrap_or(&[]).chunks(SLICE).take((whole.saturating_sub(unit)) as usize);
+                let zeroes = slices.take_while(|slice| stamp::is_zero(slice)).count();
+                unit + (zeroes as u64).max(1)
+            }
+            Found::Bytes { .. } => unit + 1,
+        }
     }
 
     /// What is known of a unit, in this life.

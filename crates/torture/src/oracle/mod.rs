@@ -114,6 +114,8 @@ pub struct Oracle {
     reopened: Time,
     /// When a flush last failed that forgot what it had to write.
     forgotten: Time,
+    /// Such a flush was in this life: what had completed may be gone, for readers too, and come back older.
+    lost: bool,
     notes: Vec<Violation>,
 }
 
@@ -142,6 +144,7 @@ impl Oracle {
             open: Vec::new(),
             reopened: 0,
             forgotten: 0,
+            lost: false,
             notes: Vec::new(),
         }
     }
@@ -239,6 +242,7 @@ impl Oracle {
             Ending::Failed | Ending::Cancelled => {
                 if flush && self.promises.failed_flush_forgets {
                     self.forgotten = now;
+                    self.lost = true;
                 }
             }
         }
@@ -297,6 +301,7 @@ impl Oracle {
         self.open.clear();
         self.notes.clear();
         self.forgotten = now;
+        self.lost = false;
     }
 
     /// The driver sent its disk something, or is about to send its first. Once this was called, requests that were sent
@@ -331,7 +336,15 @@ impl Oracle {
         let now = self.tick();
         let start = self.ops.at(op).submit;
         let horizon = self.horizon(op);
-        let learnt = self.judge(range, found, start, Some((now, horizon)))?;
+        let learnt = match self.judge(range, found, start, Some((now, horizon))) {
+            // Of a disk that forgot, only what is durable is promised, as after a power cut (CM 4.7 (3)).
+            Err(_) if self.lost => {
+                let mut after = self.clone();
+                after.cut();
+                return after.judge(range, found, after.now + 1, None).map(drop);
+            }
+            judged => judged?,
+        };
         for (from, to, state) in learnt.states {
             self.units.set(from, to, &state);
         }

@@ -171,7 +171,7 @@ impl Image<'_> {
         let record = &self.shared.record;
         let size = driver.size();
         record.note(Heard::Sent(id, Act::Read { range: ByteRange { start: 0, end: size }, vector: Vec::new() }));
-        for part in Touched::by(&self.shared.plan).pieces(size) {
+        for part in Touched::closely(&self.shared.plan).pieces(size) {
             let mut data = vec![0xcc; usize::try_from(part.len()).unwrap_or(0)];
             match driver.read(part.start, &mut data) {
                 Ok(()) => record.note(Heard::Read(id, part, data)),

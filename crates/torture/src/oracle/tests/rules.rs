@@ -441,6 +441,25 @@ fn a_failed_flush_promises_nothing() {
 }
 
 #[test]
+fn what_a_failed_flush_forgot_is_gone_for_readers_too() {
+    for forgets in [false, true] {
+        let mut client = Client::with(None, Promises { failed_flush_forgets: forgets, ..Promises::default() });
+        let kept = client.done(w(0, 1024));
+        client.done(Act::Flush);
+        let gone = client.done(w(512, 1024));
+        client.act(Act::Flush, Ending::Failed);
+        assert_eq!(client.read(512, &bytes(512, 512, kept)).is_ok(), forgets);
+        client.read(512, &bytes(512, 512, gone)).unwrap();
+        // Durable is durable, and what was lost is not something else.
+        for at in [0, 512] {
+            client.read(at, &[0; 512]).unwrap_err();
+            client.read(at, &bytes(at + 512, 512, gone)).unwrap_err();
+        }
+        client.status(512, 1024).unwrap_err();
+    }
+}
+
+#[test]
 fn fua_promises_itself() {
     let mut client = Client::new(None);
     client.done(w(512, 1024));

@@ -1,5 +1,6 @@
 //! Power cuts: those of the plan, and those looked into beside the run.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use blkproof_sim::{IoKey, MoveKey, Owner, Simulation, Step};
@@ -109,9 +110,10 @@ impl<'a> Run<'a> {
             base: self.base.clone(),
             crash: self.disk.crash(),
             after: self.client.oracle().after_crash(),
-            touched: Rc::clone(&self.touched),
+            touched: Rc::clone(&self.touched_quickly),
             check: self.settings.check,
             ids: self.own,
+            memo: RefCell::default(),
         }
     }
 }

@@ -82,7 +82,9 @@ struct Run<'a> {
     steps: u64,
     /// Lives so far, between power cuts.
     lives: u32,
+    /// What is read again at the end of a life, and after each power cut that is looked into.
     touched: Rc<Touched>,
+    touched_quickly: Rc<Touched>,
     undecided: Option<Vec<IoKey>>,
     /// The next id of a request that the plan does not have.
     own: OpId,
@@ -135,7 +137,8 @@ impl<'a> Run<'a> {
             digest: 0,
             steps: 0,
             lives: 1,
-            touched: Rc::new(Touched::by(plan)),
+            touched: Rc::new(Touched::closely(plan)),
+            touched_quickly: Rc::new(Touched::quickly(plan)),
             undecided: None,
             own: plan.ops.iter().map(|op| op.id).max().unwrap_or(0),
         })
