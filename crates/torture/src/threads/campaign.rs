@@ -11,6 +11,7 @@ use crate::finding::Signature;
 use crate::plan::Plan;
 use crate::run::{Finding, Stats};
 use crate::shrink::{Budget, Progress, Shrunk};
+use crate::store::{Origin, Record};
 use crate::workload::{Profile, generate};
 
 /// What to do.
@@ -78,6 +79,23 @@ impl Found {
     /// The least plan there is.
     pub fn least(&self) -> &Plan {
         self.shrunk.as_ref().map_or(&self.plan, |shrunk| &shrunk.plan)
+    }
+
+    /// As it is handed on. What is said of the finding is what its first run said: another one may find other bytes.
+    pub fn record(&self, profile: &str) -> Record {
+        let how = match &self.shrunk {
+            Some(shrunk) => format!("{} tries of many runs each: {}", shrunk.runs, shrunk.limit.name()),
+            None => "no tries".to_owned(),
+        };
+        let origin = Origin {
+            seed: self.seed,
+            profile: profile.to_owned(),
+            times: self.times,
+            ops: self.ops,
+            plan_ops: self.plan.ops.len() as u64,
+            shrunk: format!("{how}; the plan fails in {}", self.rate),
+        };
+        Record { finding: self.finding.clone(), plan: self.least().clone(), origin: Some(origin) }
     }
 }
 
