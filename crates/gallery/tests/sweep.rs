@@ -60,7 +60,7 @@ fn threads_change_nothing() {
     let (one, many) = (swept(&target, &plan, 1), swept(&target, &plan, 3));
     assert_eq!((one.found, one.runs, one.stats), (many.found, many.runs, many.stats));
     let wanted =
-        |jobs| Campaign { sweep: true, runs: Some(12), until_findings: 0, shrink: None, jobs, ..Campaign::default() };
+        |jobs| Campaign { sweep: true, runs: Some(8), until_findings: 0, shrink: None, jobs, ..Campaign::default() };
     let (one, many) = (campaign(&wanted(1), &target, &Silent), campaign(&wanted(3), &target, &Silent));
     let found = |results: &blkproof_torture::campaign::Results| {
         results.found.iter().map(|found| (found.seed, found.times, found.ops, found.plan.clone())).collect::<Vec<_>>()
@@ -83,7 +83,7 @@ fn what_a_swept_seed_finds_is_shrunk() {
 #[test]
 fn the_sound_copies_stand_a_sweep() {
     for driver in [Driver::Qcow2, Driver::Vdi, Driver::Cache, Driver::Log] {
-        let wanted = Campaign { sweep: true, runs: Some(6), ..Campaign::default() };
+        let wanted = Campaign { sweep: true, runs: Some(4), ..Campaign::default() };
         let results = campaign(&wanted, &Planting::sound(driver), &Silent);
         assert!(results.found.is_empty(), "{driver:?}: {} in\n{}", results.found[0].finding, results.found[0].least());
         assert!(results.stats.faults > 100, "{driver:?}: {:?}", results.stats);

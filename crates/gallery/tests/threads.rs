@@ -14,26 +14,37 @@ fn target(threaded: Threaded) -> Arc<dyn Target> {
     Arc::new(threaded)
 }
 
-/// What each race shows as: one of these codes, and the most seeds it may take.
+/// Wrong bytes, by whichever rule they are noticed.
+const BYTES: &[&str] =
+    &["foreign", "read", "inversion", "zero", "discard", "overlap", "failed-write", "reopen", "flush", "fua"];
+
+/// What each race may show as, besides wrong bytes: a map that names a place twice is refused.
 const FOUND: &[(Race, &[&str])] = &[
-    (Race::EarlyTest, &["foreign", "open", "error-contract"]),
-    (Race::UnlockedFill, &["read", "inversion", "foreign", "zero"]),
-    (Race::UnlockedMerge, &["read", "overlap", "inversion", "zero", "foreign"]),
-    (Race::UnlockedFlush, &["reopen", "read", "foreign", "open", "zero"]),
-    (Race::EarlyReuse, &["foreign", "read", "zero", "open", "reopen", "overlap", "inversion"]),
-    (Race::LonelyFlush, &["panic"]),
+    (Race::EarlyTest, &["open", "error-contract"]),
+    (Race::UnlockedFill, &[]),
+    (Race::UnlockedMerge, &["open"]),
+    (Race::UnlockedFlush, &["open"]),
+    (Race::EarlyReuse, &["open"]),
 ];
 
 #[test]
 fn races_are_found() {
-    for (race, codes) in FOUND {
+    for (race, also) in FOUND {
         let wanted = Wanted { runs: Some(2000), shrink: None, ..Wanted::default() };
         let results = campaign(&wanted, &target(Threaded::of(*race)), &Silent);
         let [found] = &results.found[..] else { panic!("{race:?}: {} seeds found nothing", results.seeds) };
-        println!("{race:?}: seed {}, {} ops, {}: {}", found.seed, found.ops, found.rate, found.finding);
         let code = found.finding.signature.code.as_str();
-        assert!(codes.contains(&code), "{race:?}: {}", found.finding);
+        assert!(BYTES.contains(&code) || also.contains(&code), "{race:?}: {}", found.finding);
     }
+}
+
+#[test]
+fn a_thread_that_panics_is_a_finding() {
+    let wanted = Wanted { runs: Some(2000), shrink: None, ..Wanted::default() };
+    let results = campaign(&wanted, &target(Threaded::of(Race::LonelyFlush)), &Silent);
+    let [found] = &results.found[..] else { panic!("{} seeds found nothing", results.seeds) };
+    assert_eq!(found.finding.signature.code, "panic");
+    assert!(found.finding.signature.site.starts_with("gallery/src/drivers/thin/mod.rs:"), "{}", found.finding);
 }
 
 /// A lock taken in either order: nothing short of waiting shows it, so little of it is done here.
@@ -43,7 +54,6 @@ fn threads_that_wait_for_each_other_are_noticed() {
     let wanted = Wanted { runs: Some(2000), shrink: None, repeats: 1, settings, ..Wanted::default() };
     let results = campaign(&wanted, &target(Threaded::of(Race::LockOrder)), &Silent);
     let [found] = &results.found[..] else { panic!("{} seeds found nothing", results.seeds) };
-    println!("{}", found.finding);
     assert_eq!(found.finding.signature.code, "hang");
     assert!(found.finding.text.contains("op "), "{}", found.finding);
 }
@@ -55,7 +65,6 @@ fn a_race_is_shrunk_and_told_with_its_rate() {
     let wanted = Wanted { runs: Some(2000), shrink: Some(budget), ..Wanted::default() };
     let results = campaign(&wanted, &race, &Silent);
     let [found] = &results.found[..] else { panic!("{} seeds found nothing", results.seeds) };
-    println!("{} from {}:\n{}", found.rate, found.plan.ops.len(), found.least());
     assert!(found.least().size() < found.plan.size(), "{}", found.least());
     assert!(found.rate.runs > 0 && !found.shrunk.as_ref().unwrap().minimal);
     // The same plan on the driver with its locks right.
@@ -70,7 +79,6 @@ fn the_sound_driver_stands() {
         let results = campaign(&wanted, &target(Threaded::sound()), &Silent);
         assert!(results.found.is_empty(), "{threads}: {}\n{}", results.found[0].finding, results.found[0].least());
         assert!(results.stats.ops > 1000 && results.stats.faults > 20, "{:?}", results.stats);
-        println!("{:?}", results.stats);
     }
 }
 

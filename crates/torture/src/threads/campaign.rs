@@ -65,7 +65,7 @@ pub struct Found {
     pub times: u64,
     /// Client requests up to and with the run that found it.
     pub ops: u64,
-    /// What that run said.
+    /// What a run of the least plan said; if none of them failed any more, what that run said.
     pub finding: Finding,
     /// That run's plan: with the faults that happened by name, if it still fails then.
     pub plan: Plan,
@@ -81,7 +81,7 @@ impl Found {
         self.shrunk.as_ref().map_or(&self.plan, |shrunk| &shrunk.plan)
     }
 
-    /// As it is handed on. What is said of the finding is what its first run said: another one may find other bytes.
+    /// As it is handed on.
     pub fn record(&self, profile: &str) -> Record {
         let how = match &self.shrunk {
             Some(shrunk) => format!("{} tries of many runs each: {}", shrunk.runs, shrunk.limit.name()),
@@ -150,9 +150,11 @@ pub fn campaign(wanted: &Wanted, target: &Arc<dyn Target>, watch: &dyn Watch) ->
                 if watch.stop_shrinking() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
             let (settings, runs) = (&wanted.settings, wanted.repeats.max(1));
-            let shrunk = shrink(&found.plan, &signature, target, settings, runs, budget, &mut look);
+            let (shrunk, first) = shrink(&found.plan, &signature, target, settings, runs, budget, &mut look);
             found.rate = Rate { failed: count(shrunk.verified.0), runs: count(shrunk.verified.1) };
             found.shrunk = Some(shrunk);
+            // What is said is about the plan that is shown.
+            found.finding = first.unwrap_or_else(|| found.finding.clone());
         }
     }
     results

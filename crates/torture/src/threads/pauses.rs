@@ -29,7 +29,7 @@ impl Site {
 }
 
 /// Times that others are let go on, at most, is this power of two.
-const ROUNDS: u64 = 6;
+const ROUNDS: u64 = 8;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pauses {

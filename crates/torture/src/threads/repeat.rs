@@ -103,7 +103,8 @@ impl Judge for Repeats<'_> {
     }
 }
 
-/// The least of a plan that still fails with this signature in one of so many runs, and how often it does.
+/// The least of a plan that still fails with this signature in one of so many runs, how often it does, and what it then
+/// said first.
 ///
 /// A plan that fails seldom may be taken for one that does not, so the result is small, and no claim is made that nothing
 /// could be left away ([`Shrunk::minimal`] is false); [`Shrunk::verified`] is the rate.
@@ -115,7 +116,7 @@ pub fn shrink(
     runs: u32,
     budget: &Budget,
     watch: &mut dyn FnMut(&Progress<'_>) -> ControlFlow<()>,
-) -> Shrunk {
+) -> (Shrunk, Option<Finding>) {
     let hangs = signature.code == "hang";
     let (hurried, budget) = match hangs {
         true => {
@@ -126,10 +127,10 @@ pub fn shrink(
     };
     let judge = Repeats::new(target, &hurried, signature, runs);
     let mut shrunk = shrink::shrink(plan, signature, &budget, &judge, watch);
-    let (rate, _) = rate(&shrunk.plan, target, settings, Some(signature), runs);
+    let (rate, first) = rate(&shrunk.plan, target, settings, Some(signature), runs);
     shrunk.minimal = false;
     shrunk.verified = (index(rate.failed), index(rate.runs));
-    shrunk
+    (shrunk, first)
 }
 
 fn index(count: u32) -> usize {
