@@ -89,7 +89,7 @@ impl Target for Hands {
     fn open(&self, files: Files, _spec: &TargetSpec) -> Opening {
         let mut opened = self.1.lock().unwrap();
         *opened += 1;
-        let reads_first = self.0 == Mistake::Moody && *opened > 4 && *opened % 2 == 0;
+        let reads_first = self.0 == Mistake::Moody && *opened > 4 && opened.is_multiple_of(2);
         let driver = Handing { below: files.image, mistake: self.0, reads_first };
         Box::pin(async move { Ok(Node::new(driver)) })
     }

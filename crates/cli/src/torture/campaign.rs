@@ -148,8 +148,10 @@ impl Setting<'_> {
             () => Ended::Runs,
         };
         let mut findings = Vec::new();
+        // As it is said on the command line, so that the seed is enough.
+        let profile = format!("{}{}", plan.profile.name, if plan.sweep { " --sweep" } else { "" });
         for found in &results.found {
-            let record = Record::of(found, plan.profile.name, target, &plan.settings);
+            let record = Record::of(found, &profile, target, &plan.settings);
             let standing = self.known.standing(target.name(), &record.finding.signature, today);
             let keep = |store: &Store| store.put(&record).map(|(name, _)| store.plan_path(&name));
             let kept = self.store.map(keep).transpose()?;

@@ -49,6 +49,16 @@ pub struct Campaign {
     pub shrink: Option<Budget>,
 }
 
+impl Campaign {
+    /// The plan of a seed.
+    pub fn plan(&self, seed: u64, info: &TargetInfo) -> Plan {
+        match self.sweep {
+            true => sweep::plain(generate(seed, info, &self.profile.swept())),
+            false => generate(seed, info, &self.profile),
+        }
+    }
+}
+
 impl Default for Campaign {
     fn default() -> Self {
         Self {
@@ -125,9 +135,10 @@ pub fn campaign(campaign: &Campaign, target: &dyn Target, watch: &dyn Watch) -> 
             if campaign.runs.is_some_and(|runs| seed.wrapping_sub(campaign.first) >= runs) {
                 return;
             }
+            let plan = campaign.plan(seed, &info);
             let entry = match campaign.sweep {
-                true => swept(campaign, target, &info, seed, &|| desk.enough.load(Ordering::Acquire) || watch.stop()),
-                false => Some(one(campaign, target, &generate(seed, &info, &campaign.profile))),
+                true => swept(campaign, target, &plan, &|| desk.enough.load(Ordering::Acquire) || watch.stop()),
+                false => Some(one(campaign, target, &plan)),
             };
             let Some(entry) = entry else { return };
             desk.put(campaign, seed, entry, watch);
@@ -174,15 +185,8 @@ fn one(campaign: &Campaign, target: &dyn Target, plan: &Plan) -> Entry {
 }
 
 /// Sweeps the plan of a seed. Nothing, if it was stopped on the way: part of a sweep says nothing of its seed.
-fn swept(
-    campaign: &Campaign,
-    target: &dyn Target,
-    info: &TargetInfo,
-    seed: u64,
-    stop: &(dyn Fn() -> bool + Sync),
-) -> Option<Entry> {
-    let plan = sweep::plain(generate(seed, info, &campaign.profile.swept()));
-    let swept = sweep::sweep(&plan, target, &campaign.settings, 1, stop);
+fn swept(campaign: &Campaign, target: &dyn Target, plan: &Plan, stop: &(dyn Fn() -> bool + Sync)) -> Option<Entry> {
+    let swept = sweep::sweep(plan, target, &campaign.settings, 1, stop);
     (!swept.stopped || !swept.found.is_empty()).then_some(Entry { stats: swept.stats, findings: swept.found })
 }
 
