@@ -306,6 +306,28 @@ fn sizes() {
     assert!(everything.pieces.iter().all(|piece| piece.range.end <= 1200));
 }
 
+/// A durable write takes what else lies in its block to the medium, and with it a size that holds that: it would be cut
+/// off there, and has no other way to come.
+#[test]
+fn a_block_that_is_durable_is_not_cut_off() {
+    let mut model = Model::new(700, 512);
+    model.submit(Request::Resize { size: 1024 });
+    let long = write(&mut model, 600, 1, 424);
+    let short = write(&mut model, 512, 2, 100);
+    let mut medium = vec![9; 700];
+    for change in [short, long] {
+        let covered = Covered::one(change);
+        let batch = model.batch(&covered);
+        medium.resize(batch.size as usize, 0);
+        for piece in &batch.pieces {
+            put(&mut medium, piece);
+        }
+        model.settle(&covered);
+    }
+    assert_eq!(medium.len(), 1024);
+    assert_eq!((medium[511], medium[512], medium[611], medium[612], medium[1023]), (9, 2, 2, 1, 1));
+}
+
 #[test]
 fn a_size_that_is_not_kept_is_found() {
     let check = |sabotage: Option<Sabotage>| {

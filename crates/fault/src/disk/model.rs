@@ -28,7 +28,7 @@ use std::rc::Rc;
 use blkproof_block::ByteRange;
 
 use super::piece::{Content, Piece, cut_off};
-use super::runs::Runs;
+use super::runs::{Run, Runs};
 use super::size::Sizes;
 
 /// A request's number in the cache, in the order of effects; never used twice.
@@ -464,9 +464,23 @@ impl Model {
 
     fn settle_sizes(&self, sizes: &mut Sizes, covered: &Covered) {
         for (id, entry) in self.covered(covered) {
-            let end = if self.is_sabotaged(Sabotage::SizeIsForgotten) { 0 } else { entry.change.end };
+            let end = match self.is_sabotaged(Sabotage::SizeIsForgotten) {
+                true => 0,
+                false => entry.change.end.max(self.end_beside(&entry.change)),
+            };
             sizes.settle(id, end);
         }
+    }
+
+    /// The end of the data of older requests that goes to the medium with `change`, since it lies in the blocks at the
+    /// change's ends. It has no other way there any more, so it needs a size that holds it now.
+    fn end_beside(&self, change: &Change) -> u64 {
+        let beside = |run: &Run| {
+            let older = run.versions.iter().take_while(|version| version.id < change.id);
+            let whole = change.range.start <= run.range.start && run.range.end <= change.range.end;
+            older.filter(|_| !whole).map(|version| version.end.min(run.range.end)).max().unwrap_or(0)
+        };
+        self.runs.over(change.range).map(beside).max().unwrap_or(0)
     }
 
     /// Removes those of the requests that have no version left.

@@ -1,5 +1,7 @@
 //! Sizes that the device may have (CM 4.12, 5.1): one more thing that requests change and that a power cut may lose.
 
+use std::cmp::Reverse;
+
 use blkproof_block::ByteRange;
 
 use super::ops::{Ops, Time, What};
@@ -7,8 +9,8 @@ use crate::plan::OpId;
 
 #[derive(Clone, Debug)]
 pub(super) struct Sizes {
-    /// Those with which this life began.
-    first: Vec<u64>,
+    /// Those with which this life began, in order, and when each was decided.
+    first: Vec<(u64, Time)>,
     /// Resizes of this life, in order of submission.
     pub(super) resizes: Vec<OpId>,
     /// What the device said when nothing was under way, and when.
@@ -17,7 +19,7 @@ pub(super) struct Sizes {
 
 impl Sizes {
     pub(super) fn new(size: u64) -> Self {
-        Self { first: vec![size], resizes: Vec::new(), pin: None }
+        Self { first: vec![(size, 0)], resizes: Vec::new(), pin: None }
     }
 
     /// Those allowed to an answer to a question asked at `start`, in order.
@@ -32,11 +34,11 @@ impl Sizes {
         // A pin is what remains of all that came before.
         let replaced = floor.is_some_and(|floor| floor > since);
         let before = match self.pin {
-            _ if replaced => &[][..],
-            Some((_, ref size)) => std::slice::from_ref(size),
-            None => &self.first,
+            _ if replaced => Vec::new(),
+            Some((_, size)) => vec![size],
+            None => self.first.iter().map(|&(size, _)| size).collect(),
         };
-        in_order(before.iter().copied().chain(resizes.filter_map(|&op| target(ops, op))))
+        in_order(before.into_iter().chain(resizes.filter_map(|&op| target(ops, op))))
     }
 
     /// What a resize to `size` adds or cuts off, and whether that is certain.
@@ -57,13 +59,16 @@ impl Sizes {
     pub(super) fn cut(&mut self, ops: &Ops) {
         let durable = |op: &&OpId| ops.stable(**op);
         let floor = self.resizes.iter().filter(durable).map(|&op| ops.at(op).submit).max();
-        let first = self.first.iter().filter(|_| floor.is_none()).map(|&size| (size, 0));
+        let first = self.first.iter().copied().filter(|_| floor.is_none());
         let resizes = self
             .resizes
             .iter()
             .filter(|&&op| floor.is_none_or(|floor| ops.ended(op) >= floor) && (ops.sent(op) || ops.stable(op)));
         let resizes = resizes.filter_map(|&op| Some((target(ops, op)?, ops.ended(op))));
-        let all: Vec<_> = first.chain(resizes).collect();
+        let mut all: Vec<_> = first.chain(resizes).collect();
+        // Of one size, decided twice, the later decision: what was promised before it does not speak against it.
+        all.sort_unstable_by_key(|&(size, since)| (size, Reverse(since)));
+        all.dedup_by_key(|(size, _)| *size);
         // Whoever was promised data behind a size, after that size was decided, was promised another size.
         let outgrown = |size: u64, since: Time| {
             ops.all().any(|(op, record)| {
@@ -72,8 +77,8 @@ impl Sizes {
             })
         };
         let single = all.len() == 1;
-        self.first =
-            in_order(all.into_iter().filter(|&(size, since)| single || !outgrown(size, since)).map(|all| all.0));
+        all.retain(|&(size, since)| single || !outgrown(size, since));
+        self.first = all;
         self.resizes.clear();
         self.pin = None;
     }

@@ -366,6 +366,25 @@ fn sizes_are_what_was_asked_for() {
     assert_eq!(client.oracle.candidates(1024), [0, small, medium, large]);
 }
 
+/// What was promised before a size was decided does not speak against it after the second power cut either.
+#[test]
+fn a_size_survives_one_power_cut_after_the_other() {
+    let mut client = Client::new(None);
+    client.done(write(1024, 2048, true));
+    client.done(Act::Resize { size: 512 });
+    for _ in 0..3 {
+        client.crash();
+        assert_eq!(client.oracle.sizes(), [512, SIZE]);
+        client.oracle.sized(512).unwrap();
+    }
+    client.done(Act::Resize { size: SIZE });
+    client.done(write(1024, 2048, true));
+    for _ in 0..2 {
+        client.crash();
+        assert_eq!(client.oracle.sizes(), [SIZE], "a size of before the last promise");
+    }
+}
+
 #[test]
 fn a_power_cut_leaves_a_size_that_was_promised() {
     let mut client = Client::new(None);

@@ -83,7 +83,7 @@ impl<'a> Run<'a> {
             finding.cut = Some((point, state.clone()));
             self.report(finding);
         }
-        self.first = self.plan.ops.len();
+        self.over = true;
         true
     }
 

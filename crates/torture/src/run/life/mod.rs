@@ -3,6 +3,7 @@
 mod cuts;
 mod end;
 mod image;
+mod queues;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use crate::run::adversary::Damage;
 use crate::run::client::{self, Client};
 use crate::run::events::{Log, What};
 use crate::run::finding::Finding;
+use crate::run::life::queues::Queues;
 use crate::run::panics::{Panic, caught};
 use crate::run::recover::Explorer;
 use crate::run::touched::Touched;
@@ -71,8 +73,9 @@ struct Run<'a> {
     index: BTreeMap<OpId, usize>,
     /// Moves of each request so far.
     moves: Vec<u32>,
-    /// The first request that has not ended: nothing before it has to be looked at.
-    first: usize,
+    queues: Queues,
+    /// No more of the plan is done.
+    over: bool,
     explorer: Option<Explorer>,
     stats: Stats,
     /// Of the lives before this one.
@@ -130,7 +133,8 @@ impl<'a> Run<'a> {
             places: vec![Place::Waits; plan.ops.len()],
             index: plan.ops.iter().enumerate().map(|(index, op)| (op.id, index)).collect(),
             moves: vec![0; plan.ops.len()],
-            first: 0,
+            queues: Queues::new(&plan.ops),
+            over: false,
             explorer,
             stats: Stats::default(),
             holds: Vec::new(),
@@ -193,7 +197,7 @@ impl<'a> Run<'a> {
     }
 
     fn done(&self) -> bool {
-        self.first >= self.plan.ops.len() || self.full()
+        self.over || self.queues.done() || self.full()
     }
 
     fn full(&self) -> bool {
@@ -204,25 +208,19 @@ impl<'a> Run<'a> {
 
     /// Sends the requests that wait for nothing any more.
     fn launch(&mut self) {
-        while self.places.get(self.first) == Some(&Place::Ended) {
-            self.first = self.first.saturating_add(1);
-        }
-        // Queues that have a request on its way, or one that has to come first.
-        let mut busy = [false; 256];
-        for index in self.first..self.plan.ops.len() {
+        for index in self.queues.heads() {
             let Some(op) = self.plan.ops.get(index) else { break };
-            if matches!(op.act, Act::Reopen | Act::Cut { .. }) {
-                break;
+            if self.places.get(index) == Some(&Place::Waits) && self.is_free(op) {
+                self.send(index);
             }
-            let queue = usize::from(op.queue);
-            match self.places.get(index) {
-                Some(Place::Ended) => continue,
-                Some(Place::Waits) if busy.get(queue) == Some(&false) && self.is_free(op) => self.send(index),
-                _ => {}
-            }
-            if let Some(busy) = busy.get_mut(queue) {
-                *busy = true;
-            }
+        }
+    }
+
+    fn ended(&mut self, index: usize) {
+        let plan = self.plan;
+        let (Some(place), Some(op)) = (self.places.get_mut(index), plan.ops.get(index)) else { return };
+        if std::mem::replace(place, Place::Ended) != Place::Ended {
+            self.queues.ended(index, op);
         }
     }
 
@@ -252,33 +250,30 @@ impl<'a> Run<'a> {
         if self.simulation.is_busy() {
             return false;
         }
-        let Some(op) = self.plan.ops.get(self.first) else { return false };
-        let op = op.clone();
-        if let Act::Reopen | Act::Cut { .. } = op.act {
-            self.client.log.note(|| What::Sent(op.id));
-        }
+        let plan = self.plan;
+        let Some(index) = self.queues.barrier() else { return false };
+        let Some(op) = plan.ops.get(index) else { return false };
+        self.client.log.note(|| What::Sent(op.id));
         let went = match &op.act {
             Act::Reopen => self.reopen(op.id),
             Act::Cut { state } => self.cut(op.id, state),
             _ => return false,
         };
-        if let Some(place) = self.places.get_mut(self.first) {
-            *place = Place::Ended;
-        }
-        self.first = self.first.saturating_add(1);
+        self.ended(index);
         if went {
             self.client.log.note(|| What::Answered(op.id, None));
         } else {
-            self.first = self.plan.ops.len();
+            self.over = true;
         }
         true
     }
 
     /// Takes note of a move, drops whom the plan drops now, and those who have ended.
     fn after(&mut self, key: MoveKey) {
-        for id in self.client.ended.borrow_mut().drain(..) {
-            if let Some(place) = self.index.get(&id).and_then(|&index| self.places.get_mut(index)) {
-                *place = Place::Ended;
+        let ended = std::mem::take(&mut *self.client.ended.borrow_mut());
+        for id in ended {
+            if let Some(&index) = self.index.get(&id) {
+                self.ended(index);
             }
         }
         let Some(&index) = self.index.get(&key.owner.0) else { return };
@@ -287,14 +282,12 @@ impl<'a> Run<'a> {
         if op.drop_at != Some(*moves) {
             return;
         }
-        if let Some(place) = self.places.get_mut(index)
-            && let Place::Runs(task) = *place
-        {
+        if let Some(&Place::Runs(task)) = self.places.get(index) {
             self.simulation.cancel(task);
             self.client.oracle().dropped(op.id);
             self.client.log.note(|| What::Dropped(op.id));
             self.stats.drops = self.stats.drops.saturating_add(1);
-            *place = Place::Ended;
+            self.ended(index);
         }
     }
 
@@ -310,7 +303,7 @@ impl<'a> Run<'a> {
         let mut finding = Finding::new("hang", self.client.phase.get(), format!("{stuck}; ops {}", ops.join(", ")));
         finding.op = waiting.first().copied();
         self.report(finding);
-        self.first = self.plan.ops.len();
+        self.over = true;
     }
 
     fn op(&self, id: OpId) -> Option<&'a Op> {
