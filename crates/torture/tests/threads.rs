@@ -24,6 +24,8 @@ enum Mistake {
     LockOrder,
     /// A flush panics if another one is under way.
     LonelyFlush,
+    /// A write of nothing but zeroes panics with the lock in its hands that every flush takes.
+    PanicsLocked,
     /// A write that fails is answered with success.
     ErrorLost,
     /// Flushes fail, for no reason.
@@ -94,6 +96,11 @@ impl Driver for Blocks {
     }
 
     fn write_zeroes(&self, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+        if self.mistake == Mistake::PanicsLocked {
+            let _guard = self.first.lock().unwrap();
+            self.disk.write_zeroes(at, len)?;
+            panic!("the first of all");
+        }
         match flags.contains(ZeroFlags::NO_FALLBACK) {
             true => Err(IoError::unsupported()),
             false => self.disk.write_zeroes(at, len),
@@ -107,6 +114,10 @@ impl Driver for Blocks {
     fn flush(&self) -> Result<()> {
         if self.mistake == Mistake::Moody {
             return Err(IoError::new(Errno::IO));
+        }
+        if self.mistake == Mistake::PanicsLocked {
+            let _guard = self.first.lock().unwrap();
+            return self.disk.flush();
         }
         if self.mistake == Mistake::LonelyFlush {
             let _guard = self.first.try_lock().expect("nobody else flushes");
@@ -195,6 +206,16 @@ fn a_deadlock_ends_and_says_who_waits() {
     assert!(finding.text.contains("(write)") && finding.text.contains("(read)"), "{finding}");
     // Each run that hangs is waited for, and leaves threads behind: a few are enough.
     assert!(of.failed <= 3, "{of}");
+}
+
+#[test]
+fn of_panics_the_first_one_is_told() {
+    let ops = ["1 zeroes 0+4K", "2 q1 flush", "3 q2 flush", "4 q3 flush"];
+    let plan = plan(&ops, "[schedule]\nstrategy = \"random\"\nseed = 1");
+    for number in 0..50 {
+        let finding = run(&plan, &mine(Mistake::PanicsLocked), &Settings::default(), number).finding.unwrap();
+        assert!(finding.signature.code == "panic" && finding.text.contains("the first of all"), "{finding}");
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::numbers::counted;
 use super::targets::Listed;
 use super::watcher::Watcher;
-use super::{Args, FINDING, TOO_LITTLE, drawn, outputs, print, targets};
+use super::{Args, FINDING, NOT_STARTED, TOO_LITTLE, drawn, outputs, print, targets};
 use crate::stop::Stop;
 
 /// Runs of a plan that is replayed: enough for one that fails in one of ten to be seen, as good as always.
@@ -84,7 +84,9 @@ pub(super) fn run(args: &Args, threads: u8, stop: &Stop) -> anyhow::Result<ExitC
         let (seconds, late) = (watcher.elapsed().as_secs_f64(), watcher.stop());
         watcher.clear();
         code = match () {
-            () if !results.found.is_empty() => FINDING,
+            () if code == FINDING => FINDING,
+            () if results.found.iter().any(|found| found.finding.signature.code != "create") => FINDING,
+            () if !results.found.is_empty() => code.max(NOT_STARTED),
             () if code == 0 && (results.seeds == 0 || stop.asked()) => TOO_LITTLE,
             () => code,
         };

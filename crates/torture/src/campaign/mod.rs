@@ -186,7 +186,9 @@ fn one(campaign: &Campaign, target: &dyn Target, plan: &Plan) -> Entry {
 
 /// Sweeps the plan of a seed. Nothing, if it was stopped on the way: part of a sweep says nothing of its seed.
 fn swept(campaign: &Campaign, target: &dyn Target, plan: &Plan, stop: &(dyn Fn() -> bool + Sync)) -> Option<Entry> {
-    let swept = sweep::sweep(plan, target, &campaign.settings, 1, stop);
+    // Seeds are worked on side by side; a single one is not.
+    let jobs = if campaign.runs == Some(1) { campaign.jobs } else { 1 };
+    let swept = sweep::sweep(plan, target, &campaign.settings, jobs, stop);
     (!swept.stopped || !swept.found.is_empty()).then_some(Entry { stats: swept.stats, findings: swept.found })
 }
 

@@ -40,7 +40,13 @@ impl<'a> Judge<'a> {
         }
     }
 
-    pub(super) fn hear(&mut self, all: Vec<Heard>) {
+    pub(super) fn hear(&mut self, mut all: Vec<Heard>) {
+        // A thread that panics with a lock in its hands makes others panic that come for the lock, and they may be heard
+        // before it is: it is the one to be told of.
+        let poisoned = |heard: &Heard| matches!(heard, Heard::Panicked(_, panic) if panic.text.contains("PoisonError"));
+        if all.iter().any(|heard| matches!(heard, Heard::Panicked(..)) && !poisoned(heard)) {
+            all.retain(|heard| !poisoned(heard));
+        }
         for (step, heard) in all.into_iter().enumerate() {
             if self.finding.is_some() {
                 // Who else was at work is no more than a figure.

@@ -17,7 +17,8 @@
 //! nothing does not say that a driver is right.
 //!
 //! - [`Driver`] and [`Target`]: what is tortured. [`Disk`]: what it stands on. [`block_on`]: for drivers with futures.
-//! - [`run`]: one run of a plan. [`rate`]: many. [`shrink`]: the least that fails now and then. [`campaign`]: many seeds.
+//! - [`run()`]: one run of a plan. [`rate()`]: many. [`shrink()`]: the least that fails now and then. [`campaign()`]: many
+//!   seeds.
 //!
 //! # Invariants
 //! - What is judged is the order of the record alone: a request is written down before the driver is called and its answer
