@@ -16,7 +16,8 @@
 //! - [`campaign`]: many seeds. [`store`]: what they found, kept.
 //!
 //! # Invariants
-//! - A run is a function of its plan and the build. No decision depends on how many others were taken (CM 8.1).
+//! - A run is a function of its plan and the build; by [`threads`] alone it is not, and a rate says so. No decision depends
+//!   on how many others were taken (CM 8.1).
 //! - Whatever a run decides by seed, its outcome names: [`run::Outcome::explicit`] is a plan without chance that runs the
 //!   same.
 //! - The oracle knows what was asked and answered, and nothing else; it never looks at the driver or its disk.
