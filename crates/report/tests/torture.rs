@@ -11,11 +11,10 @@ use blkproof_report::torture::{
     Case, Coverage, Entry, Neighbour, Suite, gallery, github, html, json, junit, neighbours, qemu_io, quoted, rules,
     rust_test, timeline,
 };
-use blkproof_torture::campaign::{Found, Results};
+use blkproof_torture::campaign::{Campaign, Found, Results};
 use blkproof_torture::run::{Finding, Outcome, Stats, run};
 use blkproof_torture::shrink::{Limit, Shrunk};
 use blkproof_torture::target;
-use blkproof_torture::workload::Profile;
 use torture_common::{
     EVENTS, HOSTILE, Hostile, LOST_FLUSH, LOST_WRITE, SECOND_LIFE, golden, hostile_plan, known, plan, python, suite,
     with_case,
@@ -313,7 +312,12 @@ fn hostile_words_do_nothing() {
 fn what_was_not_tested_is_said() {
     let info = target::find("raw").unwrap().info();
     let stats = Stats { points: 3, exhausted: 1, possible: 900, states: 40, distinct: 30, ..Stats::default() };
-    let one = Coverage::of(&Results { seeds: 1, stats, ..Results::default() }, 3, &info, &Profile::QUICK).not_tested();
+    let one = Coverage::of(
+        &Results { seeds: 1, stats, ..Results::default() },
+        &Campaign { first: 3, ..Campaign::default() },
+        &info,
+    )
+    .not_tested();
     assert!(one.iter().any(|line| line.starts_with("never drawn: ")), "{one:?}");
     assert!(one.iter().any(|line| line.contains("33.33 %") && line.contains("40 states")), "{one:?}");
     let nothing = Coverage::default();
@@ -323,7 +327,7 @@ fn what_was_not_tested_is_said() {
     assert!(text.replace("\n ", "").starts_with(words), "{text}");
     assert!(text.contains("\nNOT TESTED\n  - never drawn: reads, writes,") && text.contains("real threads"), "{text}");
     let all =
-        Coverage::of(&Results { seeds: 5000, stats, ..Results::default() }, 0, &info, &Profile::QUICK).not_tested();
+        Coverage::of(&Results { seeds: 5000, stats, ..Results::default() }, &Campaign::default(), &info).not_tested();
     assert!(all.iter().any(|line| line == "never drawn: compressed writes, images over a base"), "{all:?}");
     assert!(all.iter().any(|line| line.contains("shorn, garbage")), "{all:?}");
     assert!(all.iter().any(|line| line.contains("first 2 000 of 5 000 seeds")), "{all:?}");

@@ -1,5 +1,6 @@
 //! `blkproof replay`: a plan once more.
 
+mod other;
 mod source;
 mod verdict;
 
@@ -42,6 +43,12 @@ pub(crate) struct Args {
     #[arg(long)]
     bisect: bool,
 
+    /// Let every request below of the plan fail, one after the other, instead of running it once
+    ///
+    /// Each fails in every way it can: refused or later, with nothing, all or a half of it done, once and from it on.
+    #[arg(long, conflicts_with_all = ["bisect", "explicit"])]
+    sweep: bool,
+
     /// Show the plan of the run without anything left to chance
     #[arg(long)]
     explicit: bool,
@@ -56,6 +63,12 @@ pub(crate) struct Args {
 /// Exit status by which `git bisect run` is told that a version can not be judged.
 const SKIP: u8 = 125;
 
+impl Args {
+    fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+}
+
 pub(crate) fn run(args: &Args) -> ExitCode {
     let code = match replay(args) {
         Ok(code) => code,
@@ -68,6 +81,9 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 }
 
 fn replay(args: &Args) -> anyhow::Result<u8> {
+    if let Some(code) = other::replay(args)? {
+        return Ok(code);
+    }
     let mut verdicts = Vec::new();
     for mut case in source::read(&args.file)? {
         if let Some(target) = &args.target {

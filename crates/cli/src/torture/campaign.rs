@@ -85,8 +85,9 @@ impl Setting<'_> {
         };
         let stop = || self.stop.asked();
         let mut findings = Vec::new();
+        let profile = profile_words(&plan);
         for found in std::mem::take(&mut results.found) {
-            let mut told = Told::of_found(found, plan.profile.name, &plan.settings, any, &stop);
+            let mut told = Told::of_found(found, profile, &plan.settings, any, &stop);
             told.standing = self.known.standing(target.name(), &told.record.finding.signature, today);
             if let Some(store) = self.store {
                 let (name, _) = store.put(&told.record)?;
@@ -94,9 +95,19 @@ impl Setting<'_> {
             }
             findings.push(told);
         }
-        let coverage = Coverage::of(&results, plan.first, &target.info(), &plan.profile);
+        let coverage = Coverage::of(&results, &plan, &target.info());
         let (target, profile, first) = (target.name().to_owned(), plan.profile, plan.first);
         Ok(Done { target, profile, first, results, findings, coverage, ended, seconds })
+    }
+}
+
+/// The profile as it is said on the command line, so that the seed is enough.
+fn profile_words(plan: &Campaign) -> &'static str {
+    match (plan.profile.name, plan.sweep) {
+        (name, false) => name,
+        ("quick", true) => "quick --sweep",
+        ("ci", true) => "ci --sweep",
+        (_, true) => "deep --sweep",
     }
 }
 

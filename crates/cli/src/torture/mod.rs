@@ -2,6 +2,7 @@
 //!
 //! - [`campaign`]: one target, and what came of it. [`watcher`]: progress, time, signals. [`targets`]: the drivers there
 //!   are. [`gallery`]: all planted bugs, and how fast each is found.
+//! - [`threads`]: the same by threads, for drivers that allow it.
 //! - [`told`]: a finding with all that is said of it. [`output`], [`outputs`]: where which report goes. The reports
 //!   themselves are `blkproof_report::torture`'s.
 
@@ -12,6 +13,7 @@ mod numbers;
 mod output;
 mod outputs;
 mod targets;
+mod threads;
 mod told;
 mod watcher;
 
@@ -38,6 +40,7 @@ pub(crate) use self::campaign::today;
 pub(crate) use self::numbers::counted;
 pub(crate) use self::output::{Output, Pages};
 pub(crate) use self::targets::{find as find_target, parse as parse_target};
+pub(crate) use self::threads::{find as find_threaded, replay as replay_threaded};
 pub(crate) use self::told::{Told, run_told};
 
 /// Find a driver's bug, repeat it exactly, and shrink it to a few lines
@@ -86,6 +89,22 @@ pub(crate) struct Args {
     /// Threads; as many as there are processors if left out. What is found is the same
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
+
+    /// Let every request below fail, one after the other, instead of some here and there
+    ///
+    /// Each seed makes a short plan in which nothing fails of itself. It is run once untouched; then the first request
+    /// below fails, then the second, and so on to the last: refused or failing later, with nothing, all or a half of it
+    /// done, once and from it on until the image is opened again.
+    #[arg(long)]
+    sweep: bool,
+
+    /// Send requests by so many threads, to a driver that takes them from several at once
+    ///
+    /// What two threads do to each other shows only now and then: a finding comes with the rate at which its plan fails,
+    /// and is not repeated exactly. --list-targets says which drivers can be asked so.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64),
+          conflicts_with_all = ["sweep", "jobs", "out", "junit", "html", "github"])]
+    threads: Option<u8>,
 
     /// Show what was found as it was found
     #[arg(long)]
@@ -164,6 +183,9 @@ fn torture(args: &Args) -> anyhow::Result<ExitCode> {
         eprintln!("{}", args.again(args.seed.unwrap_or(0)));
         return gallery::run(args, &stop);
     }
+    if let Some(count) = args.threads {
+        return threads::run(args, count, &stop);
+    }
     let first = args.seed.unwrap_or_else(drawn);
     // Before anything can go wrong that somebody may want to see again.
     eprintln!("{}", args.again(first));
@@ -172,7 +194,9 @@ fn torture(args: &Args) -> anyhow::Result<ExitCode> {
     let mut all = Vec::new();
     for name in args.targets() {
         // The command line was looked through: it names no others.
-        let Some(target) = targets::find(&name) else { bail!("there is no driver '{name}'") };
+        let Some(target) = targets::find(&name) else {
+            bail!("'{name}' is a driver for several threads: say by how many it is to be asked, as in --threads 4")
+        };
         let done = setting.torture(&target)?;
         if !args.output.is_json() {
             let mut text = String::new();
@@ -235,6 +259,7 @@ impl Args {
         let jobs = self.jobs();
         Campaign {
             profile: self.profile,
+            sweep: self.sweep,
             first,
             runs: self.seeds(),
             until_findings: self.until_findings,
@@ -269,11 +294,21 @@ impl Args {
         if self.no_shrink {
             add("--no-shrink".to_owned());
         }
+        if self.sweep {
+            add("--sweep".to_owned());
+        }
+        if let Some(threads) = self.threads {
+            add(format!("--threads {threads}"));
+        }
         #[cfg(feature = "gallery")]
         if self.gallery {
             add(format!("--gallery --gallery-starts {}", self.gallery_starts));
         }
         words
+    }
+
+    fn is_json(&self) -> bool {
+        self.format == Format::Json
     }
 
     fn is_gallery(&self) -> bool {

@@ -59,7 +59,6 @@ pub(super) struct Listed {
 /// All of them.
 pub(super) fn list() -> Vec<Listed> {
     let words = |name: &str| format!("the driver of {name} images of this project");
-    #[cfg_attr(not(feature = "gallery"), expect(unused_mut))]
     let mut all: Vec<Listed> =
         target::names().map(|name| Listed { name: name.to_owned(), words: words(name) }).collect();
     #[cfg(feature = "gallery")]
@@ -70,12 +69,13 @@ pub(super) fn list() -> Vec<Listed> {
         };
         Listed { name: target.name().to_owned(), words }
     }));
+    all.extend(super::threads::list());
     all
 }
 
 /// For clap: the name of a driver.
 pub(crate) fn parse(name: &str) -> Result<String, String> {
-    if find(name).is_some() {
+    if find(name).is_some() || super::threads::find(name).is_some() {
         return Ok(name.to_owned());
     }
     // What begins like it may have been meant.

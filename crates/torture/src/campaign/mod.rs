@@ -19,14 +19,18 @@ use crate::finding::Signature;
 use crate::plan::Plan;
 use crate::run::{Finding, Settings, Stats, run_until};
 use crate::shrink::{Budget, Limit, Progress, Shrunk, shrink};
+use crate::sweep;
 use crate::target::Target;
-use crate::workload::{Profile, generate};
+use crate::workload::{Profile, TargetInfo, generate};
 
 /// What to do.
 #[derive(Clone, Debug)]
 pub struct Campaign {
     /// How much is spent on a seed.
     pub profile: Profile,
+    /// Each seed's plan is a short one of which every request below fails in turn, instead of a long one with faults
+    /// here and there.
+    pub sweep: bool,
     /// The first seed.
     pub first: u64,
     /// How many seeds; `None`: until [`Watch::stop`] says so.
@@ -45,10 +49,21 @@ pub struct Campaign {
     pub shrink: Option<Budget>,
 }
 
+impl Campaign {
+    /// The plan of a seed.
+    pub fn plan(&self, seed: u64, info: &TargetInfo) -> Plan {
+        match self.sweep {
+            true => sweep::plain(generate(seed, info, &self.profile.swept())),
+            false => generate(seed, info, &self.profile),
+        }
+    }
+}
+
 impl Default for Campaign {
     fn default() -> Self {
         Self {
             profile: Profile::QUICK,
+            sweep: false,
             first: 0,
             runs: Some(100),
             until_findings: 1,
@@ -102,7 +117,8 @@ pub struct Results {
 /// What a worker puts down for a seed.
 struct Entry {
     stats: Stats,
-    finding: Option<(Finding, Plan)>,
+    /// Of different signatures.
+    findings: Vec<(Finding, Plan)>,
 }
 
 /// Runs a campaign against a target.
@@ -124,8 +140,12 @@ pub fn campaign(campaign: &Campaign, target: &dyn Target, watch: &dyn Watch) -> 
             if campaign.runs.is_some_and(|runs| seed.wrapping_sub(campaign.first) >= runs) {
                 return;
             }
-            let plan = generate(seed, &info, &campaign.profile);
-            let Some(entry) = one(campaign, target, &plan, &stop) else { return };
+            let plan = campaign.plan(seed, &info);
+            let entry = match campaign.sweep {
+                true => swept(campaign, target, &plan, &stop),
+                false => one(campaign, target, &plan, &stop),
+            };
+            let Some(entry) = entry else { return };
             desk.put(campaign, seed, entry, watch);
         }
     };
@@ -174,7 +194,15 @@ fn one(campaign: &Campaign, target: &dyn Target, plan: &Plan, stop: &dyn Fn() ->
             finding = Some(Finding::new("nondeterminism", "run", text));
         }
     }
-    Some(Entry { stats, finding: finding.map(|finding| (finding, outcome.explicit)) })
+    Some(Entry { stats, findings: finding.map(|finding| (finding, outcome.explicit)).into_iter().collect() })
+}
+
+/// Sweeps the plan of a seed. Nothing, if it was stopped on the way: part of a sweep says nothing of its seed.
+fn swept(campaign: &Campaign, target: &dyn Target, plan: &Plan, stop: &(dyn Fn() -> bool + Sync)) -> Option<Entry> {
+    // Seeds are worked on side by side; a single one is not.
+    let jobs = if campaign.runs == Some(1) { campaign.jobs } else { 1 };
+    let swept = sweep::sweep(plan, target, &campaign.settings, jobs, stop);
+    (!swept.stopped || !swept.found.is_empty()).then_some(Entry { stats: swept.stats, findings: swept.found })
 }
 
 struct Desk {
@@ -185,13 +213,13 @@ struct Desk {
 
 impl Desk {
     fn put(&self, campaign: &Campaign, seed: u64, entry: Entry, watch: &dyn Watch) {
-        watch.seed(seed, &entry.stats, entry.finding.as_ref().map(|(finding, _)| finding));
+        watch.seed(seed, &entry.stats, entry.findings.first().map(|(finding, _)| finding));
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.insert(seed, entry);
         // Enough is enough once all seeds before are done: a lower one may yet find something.
         let done = (campaign.first..).zip(entries.iter()).take_while(|(want, (seed, _))| want == *seed);
         let mut signatures: Vec<&Signature> =
-            done.filter_map(|(_, (_, entry))| entry.finding.as_ref().map(|(finding, _)| &finding.signature)).collect();
+            done.flat_map(|(_, (_, entry))| entry.findings.iter().map(|(finding, _)| &finding.signature)).collect();
         signatures.sort_unstable();
         signatures.dedup();
         signatures.retain(|signature| !campaign.known.contains(signature));
@@ -209,12 +237,13 @@ fn gather(campaign: &Campaign, entries: BTreeMap<u64, Entry>) -> Results {
         done.insert(seed.wrapping_sub(campaign.first));
         results.seeds = results.seeds.saturating_add(1);
         results.stats += entry.stats;
-        let Some((finding, plan)) = entry.finding else { continue };
-        match results.found.iter_mut().find(|found| found.finding.signature == finding.signature) {
-            Some(found) => found.times = found.times.saturating_add(1),
-            None => {
-                let ops = results.stats.ops;
-                results.found.push(Found { seed, times: 1, ops, finding, plan, shrunk: None });
+        for (finding, plan) in entry.findings {
+            match results.found.iter_mut().find(|found| found.finding.signature == finding.signature) {
+                Some(found) => found.times = found.times.saturating_add(1),
+                None => {
+                    let ops = results.stats.ops;
+                    results.found.push(Found { seed, times: 1, ops, finding, plan, shrunk: None });
+                }
             }
         }
         let unknown = results.found.iter().filter(|found| !campaign.known.contains(&found.finding.signature)).count();

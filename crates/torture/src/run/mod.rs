@@ -11,6 +11,7 @@
 mod adversary;
 mod client;
 mod events;
+mod failing;
 mod finding;
 mod halt;
 mod life;
@@ -26,10 +27,15 @@ use crate::oracle;
 use crate::plan::Plan;
 use crate::target::Target;
 
+pub(crate) use self::events::QUIET;
 pub use self::events::{Event, What};
+pub(crate) use self::failing::Failing;
 pub use self::finding::Finding;
 pub(crate) use self::now::now;
+pub(crate) use self::panics::{Panic, caught};
+pub(crate) use self::recover::judge_check;
 pub use self::stats::Stats;
+pub(crate) use self::touched::Touched;
 
 /// Bounds of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -8,7 +8,7 @@ use blkproof_sim::Owner;
 use super::Run;
 use crate::oracle::Ending;
 use crate::plan::{Act, CutPoint};
-use crate::run::events::What;
+use crate::run::events::{QUIET, What};
 use crate::run::finding::Finding;
 use crate::run::{client, now};
 
@@ -20,7 +20,7 @@ impl Run<'_> {
         }
         self.client.damage.set_quiet(true);
         self.client.phase.set("end");
-        self.client.log.note(|| What::Begins("faults stop; all is drained and read"));
+        self.client.log.note(|| What::Begins(QUIET));
         if !self.compare(false) {
             return;
         }

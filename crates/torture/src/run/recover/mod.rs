@@ -315,7 +315,7 @@ impl Scene<'_> {
 }
 
 /// What a format check says, as a finding.
-pub(in crate::run) fn judge_check(verdict: Checked, leaks: bool, phase: &str) -> Option<Finding> {
+pub(crate) fn judge_check(verdict: Checked, leaks: bool, phase: &str) -> Option<Finding> {
     match verdict {
         Checked::Sound | Checked::Unchecked => None,
         Checked::Leaks(_) if leaks => None,
