@@ -99,6 +99,9 @@ fn the_description_is_complete() {
     let gallery = ["torture", "--json", "--gallery", "--gallery-starts", "1", "--time", "60s", "--target", V1];
     printed(dir, &gallery, 0, &mut all);
 
+    let race = ["torture", "--json", "--threads", "4", "--seed", "0", "--runs", "2000", "-t", "thin-unlocked-merge"];
+    printed(dir, &race, 1, &mut all);
+
     let described = described();
     for (schema, printed) in &all {
         assert_eq!(described.get(schema), Some(printed), "{schema}");

@@ -65,7 +65,7 @@ const SKIP: u8 = 125;
 
 impl Args {
     fn is_json(&self) -> bool {
-        self.format == Format::Json
+        self.output.is_json()
     }
 }
 

@@ -308,7 +308,7 @@ impl Args {
     }
 
     fn is_json(&self) -> bool {
-        self.format == Format::Json
+        self.output.is_json()
     }
 
     fn is_gallery(&self) -> bool {
