@@ -1,6 +1,6 @@
 //! `cargo xtask check`: one command that runs what CI runs.
 
-use crate::{rules, shell};
+use crate::{foreign, rules, shell};
 
 pub(crate) fn run() -> anyhow::Result<()> {
     shell::run("cargo", &["fmt", "--all", "--check"])?;
@@ -14,6 +14,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     // The command-line tests run the binary, which therefore has to be there, with every feature.
     shell::run("cargo", &["build", "--workspace", "--all-features", "--bins"])?;
     shell::run("cargo", &["test", "--workspace", "--all-features"])?;
+    foreign::run()?;
     // The Python package, against the binary that was built beside this program.
     let binary = std::env::current_exe()?.with_file_name("blkproof");
     shell::run_with(Some(("BLKPROOF", &binary.to_string_lossy())), "clients/python/check", &[] as &[&str])

@@ -1,7 +1,8 @@
-//! Chores of the workspace: `cargo xtask check`, `cargo xtask bench`.
+//! Chores of the workspace: `cargo xtask check`, `cargo xtask bench`, `cargo xtask foreign`.
 
 mod bench;
 mod check;
+mod foreign;
 mod rules;
 mod shell;
 
@@ -21,6 +22,8 @@ enum Chore {
     Check,
     /// The house rules alone
     Rules,
+    /// Format, lints, documentation and tests of `crates/foreign`, which is a workspace of its own
+    Foreign,
     Bench(bench::Args),
 }
 
@@ -28,6 +31,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().chore {
         Chore::Check => check::run(),
         Chore::Rules => rules::run(),
+        Chore::Foreign => foreign::run(),
         Chore::Bench(args) => bench::run(&args),
     }
 }

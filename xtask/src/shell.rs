@@ -12,12 +12,18 @@ pub(crate) fn root() -> PathBuf {
     here.parent().map(PathBuf::from).unwrap_or(here)
 }
 
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from)
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target() -> PathBuf {
+    variable("CARGO_TARGET_DIR").unwrap_or_else(|| root().join("target"))
+}
+
 /// The program as `cargo build --release` makes it; `BLKPROOF` names another build, to race it.
 pub(crate) fn blkproof() -> PathBuf {
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    variable("BLKPROOF").unwrap_or_else(|| {
-        variable("CARGO_TARGET_DIR").unwrap_or_else(|| root().join("target")).join("release/blkproof")
-    })
+    variable("BLKPROOF").unwrap_or_else(|| target().join("release/blkproof"))
 }
 
 /// Runs a program in the root, showing the command and its output.

@@ -80,15 +80,29 @@ pub struct Outcome {
 
 /// Runs a plan.
 pub fn run(plan: &Plan, target: &dyn Target, settings: &Settings) -> Outcome {
+    if target.own_thread() {
+        return apart(plan, target, settings);
+    }
     life::go(plan, target, settings, &halt::Halt::new(&|| false))
 }
 
 /// Runs a plan, unless it has to stop before its end: then there is no outcome, for half of a run says nothing.
 ///
 /// `stop` is asked every few hundred moves and before each state after a power cut, by the thread that calls; once it
-/// says so, it is not asked again. A driver that never gives the thread back is not interrupted.
+/// says so, it is not asked again. A driver that never gives the thread back is not interrupted, nor is a run that has a
+/// [thread of its own](Target::own_thread): there it is asked before.
 pub fn run_until(plan: &Plan, target: &dyn Target, settings: &Settings, stop: &dyn Fn() -> bool) -> Option<Outcome> {
+    if target.own_thread() {
+        return (!stop()).then(|| apart(plan, target, settings));
+    }
     let halt = halt::Halt::new(stop);
     let outcome = life::go(plan, target, settings, &halt);
     (!halt.heard()).then_some(outcome)
+}
+
+/// Runs a plan on a thread that nobody had before.
+fn apart(plan: &Plan, target: &dyn Target, settings: &Settings) -> Outcome {
+    let run = || life::go(plan, target, settings, &halt::Halt::new(&|| false));
+    let ended = std::thread::scope(|scope| scope.spawn(run).join());
+    ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -116,6 +116,14 @@ pub trait Target: Sync {
         Checked::Unchecked
     }
 
+    /// Whether each run is to have a thread of its own.
+    ///
+    /// For drivers that keep something in the thread. `HashMap` is such a thing: its order follows from numbers that each
+    /// thread draws once, and counts up with every map (CM 9.4). That the numbers are drawn alike is up to the program.
+    fn own_thread(&self) -> bool {
+        false
+    }
+
     /// The images worth trying, and what can be asked of them. By default one of 8 MiB, of which everything can be asked
     /// that the block contract has, but compression, other sizes and a base.
     fn info(&self) -> TargetInfo {

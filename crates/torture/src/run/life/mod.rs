@@ -169,6 +169,9 @@ impl<'a> Run<'a> {
         }
         while !self.done() {
             self.launch();
+            if self.over {
+                return;
+            }
             let Some(key) = self.simulation.choose() else {
                 if self.done() {
                     break;
@@ -217,6 +220,9 @@ impl<'a> Run<'a> {
             if self.places.get(index) == Some(&Place::Waits) && self.is_free(op) {
                 self.send(index);
             }
+            if self.over {
+                break;
+            }
         }
     }
 
@@ -238,6 +244,9 @@ impl<'a> Run<'a> {
     fn send(&mut self, index: usize) {
         let plan = self.plan;
         let (Some(op), Some(node)) = (plan.ops.get(index), self.node.clone()) else { return };
+        if self.is_planned(CutPoint::BeforeOp(op.id)) {
+            return;
+        }
         if self.explorer.is_some() && Oracle::cut_before(&op.act) {
             self.explore(CutPoint::BeforeOp(op.id));
         }
@@ -353,6 +362,9 @@ impl<'a> Run<'a> {
             };
         }
         let history = self.history(&findings);
+        // A finding ends a run with requests on their way, and a driver may panic when it is dropped so. What there is to
+        // say has been said.
+        let _ = caught(|| self.forget());
         let (events, undecided) = (self.client.log.take(), self.undecided);
         Outcome { findings, stats: self.stats, digest: self.digest, undecided, explicit, events, history }
     }

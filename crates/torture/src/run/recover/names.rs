@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use blkproof_fault::disk::StateName;
+use blkproof_fault::disk::model::ChangeId;
 use blkproof_fault::disk::name::Order;
 use blkproof_sim::IoKey;
 use blkproof_sim::disk::{Content, Crash};
@@ -26,11 +27,22 @@ pub(super) fn name_of(crash: &Crash, state: &CutState) -> Result<StateName, Stri
         CutState::AllOld => StateName::AllOld,
         CutState::AllNew => StateName::AllNew,
         CutState::Drop(ios) => StateName::Drop(all(ios)?),
-        CutState::Keep(ios) => StateName::Keep(all(ios)?),
+        CutState::Keep(ios) => kept(crash, ios, all(ios)?),
         CutState::Tear { io, first, blocks } => StateName::Tear { id: change(io)?, first: *first, blocks: *blocks },
         CutState::Seed(seed) => StateName::Seed(*seed),
         CutState::Number(number) => StateName::Number(*number),
     })
+}
+
+/// The state in which these survive. A disk that keeps an order has it by another name, since they are the first in one.
+fn kept(crash: &Crash, ios: &[IoKey], changes: BTreeSet<ChangeId>) -> StateName {
+    let (keep, wanted) = (StateName::Keep(changes), ios.iter().collect::<BTreeSet<_>>());
+    let orders = [(Order::Completion, crash.completed()), (Order::Submission, crash.ios())];
+    let first = |all: &[IoKey]| all.iter().take(wanted.len()).collect::<BTreeSet<_>>() == wanted;
+    let mut prefixes =
+        orders.iter().filter(|(_, all)| first(all)).map(|(order, _)| StateName::Prefix(*order, wanted.len() as u64));
+    let is_a_state = |name: &StateName| crash.state(name).is_ok();
+    if is_a_state(&keep) { keep } else { prefixes.find(is_a_state).unwrap_or(keep) }
 }
 
 /// A state by the names that plans use.
