@@ -11,6 +11,7 @@ mod compare;
 mod fio;
 mod report;
 mod servers;
+mod torture;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -85,6 +86,9 @@ const BENCHMARKS: &[(&str, Measure)] = &[
     ("check-1t-shuffled", check::shuffled),
     ("check-100g-4k", check::small_clusters),
     ("check-64t-empty", check::mostly_empty),
+    ("torture-operations", torture::ops),
+    ("torture-crash-states", torture::states),
+    ("torture-workers", torture::workers),
 ];
 
 /// Shape of the requests.
