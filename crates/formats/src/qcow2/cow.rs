@@ -13,6 +13,9 @@ use super::units::index;
 /// Up to this size the copied bytes and the guest's are put together and written at once.
 const MERGE_MAX: u64 = 256 << 10;
 
+/// What a disk writes whole or not at all.
+const SECTOR: u64 = 512;
+
 /// Guest bytes around the guest's own: `start..at` and `end..stop`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Span {
@@ -39,8 +42,10 @@ impl<D: BlockDevice> Qcow2<D> {
         if fresh && self.is_zero_by_map(table, span.start, span.at) {
             span.start = span.at;
         }
+        // But for the rest of the sector: a file that ends within one lets a power cut that loses a later length of the
+        // file cut a sector in two.
         if fresh && self.is_zero_by_map(table, span.end, span.stop) {
-            span.stop = span.end;
+            span.stop = span.end.checked_next_multiple_of(SECTOR).map_or(span.stop, |end| end.min(span.stop));
         }
         if span.start == span.at && span.end == span.stop {
             self.file.event(Event::WriteAio).await;
