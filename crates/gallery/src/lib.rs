@@ -15,7 +15,6 @@
 mod catalogue;
 pub mod drivers;
 mod mutant;
-pub mod snapshot;
 mod targets;
 
 /// Copies of our format drivers, with defects in them.
