@@ -66,6 +66,8 @@ struct Run<'a> {
     simulation: Simulation,
     disk: SimDisk,
     base: Option<Rc<Content>>,
+    /// The disk that the base lies on while the image is open.
+    base_disk: Option<SimDisk>,
     client: Rc<Client>,
     node: Option<Node>,
     places: Vec<Place>,
@@ -128,6 +130,7 @@ impl<'a> Run<'a> {
             simulation,
             disk,
             base,
+            base_disk: None,
             client,
             node: None,
             places: vec![Place::Waits; plan.ops.len()],
@@ -166,6 +169,10 @@ impl<'a> Run<'a> {
         }
         while !self.done() {
             self.launch();
+            // The plan's own power cut was just before a request that was to be sent.
+            if self.undecided.is_some() {
+                return;
+            }
             let Some(key) = self.simulation.choose() else {
                 if self.done() {
                     break;
@@ -210,6 +217,9 @@ impl<'a> Run<'a> {
     fn launch(&mut self) {
         for index in self.queues.heads() {
             let Some(op) = self.plan.ops.get(index) else { break };
+            if self.over {
+                return;
+            }
             if self.places.get(index) == Some(&Place::Waits) && self.is_free(op) {
                 self.send(index);
             }
@@ -234,6 +244,9 @@ impl<'a> Run<'a> {
     fn send(&mut self, index: usize) {
         let plan = self.plan;
         let (Some(op), Some(node)) = (plan.ops.get(index), self.node.clone()) else { return };
+        if self.is_planned(CutPoint::BeforeOp(op.id)) {
+            return;
+        }
         if self.explorer.is_some() && Oracle::cut_before(&op.act) {
             self.explore(CutPoint::BeforeOp(op.id));
         }
