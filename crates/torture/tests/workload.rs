@@ -77,6 +77,9 @@ fn words(plan: &Plan, index: usize, life: usize, target: &TargetInfo) -> Vec<Str
         Some(_) => add("drop late"),
         None => {}
     }
+    if matches!(op.act, Act::Resize { .. }) && op.drop_at.is_some() {
+        add("drop a resize");
+    }
     let Some(range) = op.act.range() else { return words };
     let cluster: u64 = plan.target.options[0].1.parse().unwrap();
     let variant = target.variants.iter().find(|variant| variant.cluster == cluster).unwrap();
@@ -203,9 +206,18 @@ fn counts() -> Counts {
         match plan.faults.named.as_slice() {
             [] if random.rate == 0 => add("no fault".to_owned()),
             [] => {}
-            [fault, ..] => {
-                add((if matches!(fault.at, FaultAt::Nth(_)) { "nth" } else { "nth of a kind" }).to_owned());
+            [fault, rest @ ..] => {
+                add((match fault.at {
+                    FaultAt::Nth(_) => "nth",
+                    FaultAt::NthOf(..) => "nth of a kind",
+                    FaultAt::Io(key) if key.owner.0 == 0 => "fault of an opening",
+                    FaultAt::Io(_) => "fault of an op",
+                })
+                .to_owned());
                 add((if fault.lasting { "lasting" } else { "once" }).to_owned());
+                if !rest.is_empty() {
+                    add("several faults".to_owned());
+                }
             }
         }
         if random.rate > 0 {
@@ -261,6 +273,7 @@ fn everything_occurs_and_no_seed_has_everything() {
         ("drop at once", 3, 150, 500),
         ("drop soon", 20, 200, 550),
         ("drop late", 3, 150, 500),
+        ("drop a resize", 0, 5, 100),
         ("less than a sector", 20, 300, 950),
         ("sectors", 200, 500, 1000),
         ("unaligned", 100, 500, 1000),
@@ -327,6 +340,8 @@ fn everything_occurs_and_no_seed_has_everything() {
         ("no fault", 300),
         ("nth", 50),
         ("nth of a kind", 50),
+        ("fault of an op", 50),
+        ("several faults", 100),
         ("lasting", 50),
         ("once", 50),
         ("immediate true", 100),
@@ -381,7 +396,9 @@ fn requests_fit_the_disk_whatever_the_order() {
                 sizes.collect()
             };
             let here = resizes_of(&plan.ops[life..index]);
-            let sure = here.iter().rposition(|(at, _)| ended[*at]);
+            // One that is dropped has or has not happened, for ever.
+            let dropped = |at: usize| plan.ops[at].drop_at.is_some();
+            let sure = here.iter().rposition(|(at, _)| ended[*at] && !dropped(*at));
             let settled = sure.map_or(size_at_life, |at| here[at].1);
             let open = &here[sure.map_or(0, |at| at + 1)..];
             let least = open.iter().map(|(_, size)| *size).fold(settled, u64::min);
@@ -489,7 +506,7 @@ fn every_target_gets_plans_it_can_make_images_for() {
     for name in target::names() {
         let target = target::find(name).unwrap();
         let info = target.info();
-        assert_eq!(info.variants.iter().any(|variant| variant.base), (name == "qcow2"), "{name}");
+        assert!(info.variants.iter().any(|variant| variant.base), "{name}");
         let mut based = 0;
         for seed in 0..60 {
             let plan = generate(seed, &info, &Profile::QUICK);
@@ -499,6 +516,6 @@ fn every_target_gets_plans_it_can_make_images_for() {
                 panic!("{name}, seed {seed}: {error}: {:?}", plan.target);
             }
         }
-        assert_eq!(based > 10, (name == "qcow2"), "{name}: {based} of 60 over a base");
+        assert!(based > 5, "{name}: {based} of 60 over a base");
     }
 }
