@@ -327,7 +327,8 @@ pub fn qcow2_info() -> TargetInfo {
     let hides = |variant: &Variant| variant.options.iter().any(|(name, _)| name == "preallocation");
     variants.extend(overlays.into_iter().filter(|variant| variant.size < 64 << 20 && !hides(variant)));
     // Images that hold something from the start: small ones, since they are made for each run too.
-    let full = |options: &[(&str, &str)], size: u64, cluster: u64| Variant { base: true, ..image(options, size, cluster, 8) };
+    let full =
+        |options: &[(&str, &str)], size: u64, cluster: u64| Variant { base: true, ..image(options, size, cluster, 8) };
     let small = ("cluster_size", "4096");
     let shared = |variant: Variant| lean(variant, Features { shrink: false, ..all });
     variants.extend([

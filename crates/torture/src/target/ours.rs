@@ -40,7 +40,9 @@ impl Target for Raw {
                 content.set_size(spec.size);
                 Ok(content)
             }
-            _ => Err("a raw image has no option but start=copied, which says that it starts as a copy of a base".into()),
+            _ => {
+                Err("a raw image has no option but start=copied, which says that it starts as a copy of a base".into())
+            }
         }
     }
 
@@ -55,7 +57,8 @@ impl Target for Raw {
     fn info(&self) -> TargetInfo {
         let features = Features { compressed: false, ..Features::ALL };
         let disk = |size| Variant { features, size_alignment: 1, ..variant(&[], size, 4096) };
-        let copied = Variant { base: true, features, size_alignment: 1, ..variant(&[("start", "copied")], 1 << 20, 4096) };
+        let copied =
+            Variant { base: true, features, size_alignment: 1, ..variant(&[("start", "copied")], 1 << 20, 4096) };
         TargetInfo {
             name: "raw".to_owned(),
             variants: vec![disk(1 << 20), Variant { hot: vec![1 << 31, 1 << 32], ..disk(5 << 30) }, copied],

@@ -23,7 +23,7 @@ pub use self::profile::Profile;
 
 use self::dice::{Dice, Stream};
 use self::swarm::Swarm;
-use crate::plan::{CrashPlan, DiskSpec, FaultAt, FaultSpec, Faults, Op, OpId, Plan, RandomFaults, TargetSpec};
+use crate::plan::{Act, CrashPlan, DiskSpec, FaultAt, FaultSpec, Faults, Op, OpId, Plan, RandomFaults, TargetSpec};
 
 /// The plan of a seed for a target.
 ///
@@ -45,7 +45,7 @@ pub fn generate(seed: u64, target: &TargetInfo, profile: &Profile) -> Plan {
         disk: disk(seed, target),
         faults: faults(seed, &swarm, sent, &ops, &hurt),
         schedule: schedule(seed, sent),
-        crash: crash(seed, profile, &geometry.variant.features),
+        crash: crash(seed, profile, &geometry.variant),
         ops,
     }
 }
@@ -76,7 +76,8 @@ fn faults(seed: u64, swarm: &Swarm, sent: u64, ops: &[Op], hurt: &[OpId]) -> Fau
     }
     if swarm.named_fault {
         let count = dice.pick(5, &[1, 1, 1, 2, 3, 6]).unwrap_or(1);
-        faults.named = (0..count).map(|number| named(Dice::new(seed, Stream::Fault, 1 + number), sent, ops, &[])).collect();
+        faults.named =
+            (0..count).map(|number| named(Dice::new(seed, Stream::Fault, 1 + number), sent, ops, &[])).collect();
         // And what the motifs are about: some of them, or all.
         let of = dice.pick(6, &[100, 300, 1000]).unwrap_or(0);
         for id in hurt {
@@ -96,11 +97,16 @@ fn named(dice: Dice, sent: u64, ops: &[Op], of: &[OpId]) -> FaultSpec {
     let by_op = !of.is_empty() || dice.chance(13, 400);
     let at = match (dice.chance(6, 500), dice.pick(7, &kinds)) {
         _ if by_op => {
-            // 0 is the first opening, and the last closing.
-            let index = usize::try_from(dice.below(14, (ops.len() as u64).saturating_add(1))).unwrap_or(0);
-            let any = ops.get(index).map_or(0, |op| op.id);
+            // 0 is the first opening, and the last closing. What is rare among ops fails as often as what is not.
+            let rare = |op: &&Op| matches!(op.act, Act::Reopen | Act::Flush | Act::Resize { .. });
+            let some: Vec<OpId> = match dice.chance(16, 400) {
+                true => ops.iter().filter(rare).map(|op| op.id).collect(),
+                false => ops.iter().map(|op| op.id).collect(),
+            };
+            let index = usize::try_from(dice.below(14, (some.len() as u64).saturating_add(1))).unwrap_or(0);
+            let any = some.get(index).copied().unwrap_or(0);
             let owner = Owner(of.first().copied().unwrap_or(any));
-            FaultAt::Io(IoKey { owner, nth: dice.pick(15, &[1, 1, 1, 2, 2, 3, 4, 6]).unwrap_or(1) })
+            FaultAt::Io(IoKey { owner, nth: dice.pick(15, &[1, 1, 1, 2, 2, 3, 4, 5, 6, 8]).unwrap_or(1) })
         }
         // Of one kind there are fewer than of all.
         (true, Some(kind)) => FaultAt::NthOf(kind, nth.div_ceil(3)),
@@ -132,16 +138,22 @@ fn schedule(seed: u64, sent: u64) -> Schedule {
     Schedule { strategy: dice.weigh(0, &strategies).unwrap_or_default(), seed: dice.bits(3), holds: Vec::new() }
 }
 
-fn crash(seed: u64, profile: &Profile, features: &Features) -> CrashPlan {
+/// Tables as long as this cost what a state costs anyway.
+const TABLE: u64 = 64 << 10;
+
+fn crash(seed: u64, profile: &Profile, variant: &Variant) -> CrashPlan {
     let dice = Dice::new(seed, Stream::Crash, 0);
-    if !features.cut || !dice.chance(0, profile.crash_rate) {
+    if !variant.features.cut || !dice.chance(0, profile.crash_rate) {
         return CrashPlan::None;
     }
     let depth = match dice.chance(1, profile.deep_rate) {
         true => profile.depth,
         false => 0,
     };
-    CrashPlan::Explore { states: profile.states, depth, seed: dice.bits(2) }
+    // Each state is opened and checked, tables and all: of those with long ones there are fewer, for the same time.
+    let longer = u32::try_from((variant.cluster / TABLE).max(1)).unwrap_or(u32::MAX);
+    let states = (profile.states / longer).max(profile.states.min(8));
+    CrashPlan::Explore { states, depth, seed: dice.bits(2) }
 }
 
 /// Numbers of ops as subjects of decisions.

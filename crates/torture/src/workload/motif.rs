@@ -19,6 +19,8 @@ pub(super) enum Spot {
     Whole,
     /// The unit beside it, or some bytes of that.
     Beside,
+    /// From within the unit to within the next one, or a further one.
+    Across,
     /// The same place under another table.
     OtherTable,
     /// The same place 2^32 bytes away, or whatever else is hot.
@@ -56,9 +58,21 @@ const NEIGHBOUR: [Step; 7] = [
     hurt(Kind::Write, Spot::Part, 0, 1000),
     step(Kind::Write, Spot::Part, 1, 900),
     step(Kind::Flush, Spot::None, 1, 600),
-    step(Kind::Reopen, Spot::None, 0, 300),
+    hurt(Kind::Reopen, Spot::None, 0, 300),
     step(Kind::Read, Spot::Whole, 1, 700),
     step(Kind::Write, Spot::Beside, 0, 400),
+];
+
+/// A request for several places, of which one fails (CM 4.2 (5), 4.3 (1)): units that follow each other were not allocated
+/// in that order.
+const SCATTERED: [Step; 7] = [
+    step(Kind::Write, Spot::Beside, 0, 1000),
+    step(Kind::Write, Spot::Whole, 0, 800),
+    hurt(Kind::Write, Spot::Across, 0, 900),
+    hurt(Kind::Read, Spot::Across, 0, 400),
+    hurt(Kind::Discard, Spot::Across, 0, 200),
+    step(Kind::Write, Spot::Part, 1, 300),
+    hurt(Kind::Reopen, Spot::None, 0, 200),
 ];
 
 /// Space that was given up goes to somebody else (CM 4.5 (3), 4.10, 5.7 I5).
@@ -95,12 +109,13 @@ const EDGES: [Step; 5] = [
 ];
 
 /// The disk shrinks, grows, and shows what it then has (CM 4.12).
-const SIZES: [Step; 5] = [
+const SIZES: [Step; 6] = [
     step(Kind::Write, Spot::End, 0, 500),
     hurt(Kind::Resize, Spot::None, 0, 700),
     hurt(Kind::Resize, Spot::None, 0, 1000),
-    step(Kind::Write, Spot::Part, 1, 400),
-    step(Kind::Read, Spot::End, 0, 900),
+    step(Kind::Write, Spot::Part, 1, 600),
+    step(Kind::Read, Spot::End, 0, 700),
+    hurt(Kind::Reopen, Spot::None, 0, 200),
 ];
 
 /// Two places that differ in a high bit alone (CM 4.2 (1)).
@@ -123,8 +138,16 @@ const TOGETHER: [Step; 6] = [
 ];
 
 /// The motifs there are, and how much of each.
-pub(super) const ALL: [(&[Step], u64); 7] =
-    [(&NEIGHBOUR, 20), (&REUSED, 20), (&TABLES, 10), (&EDGES, 15), (&SIZES, 8), (&FAR, 6), (&TOGETHER, 20)];
+pub(super) const ALL: [(&[Step], u64); 8] = [
+    (&NEIGHBOUR, 20),
+    (&SCATTERED, 15),
+    (&REUSED, 20),
+    (&TABLES, 10),
+    (&EDGES, 15),
+    (&SIZES, 12),
+    (&FAR, 6),
+    (&TOGETHER, 20),
+];
 
 /// Sites of decisions about a step's place.
 mod site {
@@ -164,6 +187,15 @@ pub(super) fn range(spot: Spot, unit: u64, dice: Dice, geometry: &Geometry, limi
                 _ => after,
             };
             if dice.chance(site::WHOLE, 500) { ByteRange::at(base, whole.len()) } else { part(base) }
+        }
+        Spot::Across => {
+            let reach = cluster.min(64 << 10);
+            let before = dice.below(site::FROM, reach / 512).saturating_add(1).saturating_mul(512);
+            let units = dice.pick(site::LEN, &[0, 0, 1, 2]).unwrap_or(0);
+            let behind = dice.below(site::SIDE, reach / 512).saturating_add(1).saturating_mul(512);
+            let edge = unit.saturating_add(cluster);
+            let far = edge.saturating_add(reach.saturating_mul(units)).saturating_add(behind);
+            ByteRange { start: edge.saturating_sub(before), end: far }
         }
         Spot::OtherTable => {
             let span = variant.spans.first().copied().unwrap_or(cluster).max(cluster);

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use blkproof_block::graph::OpenError;
 use blkproof_block::nodes::raw;
 use blkproof_block::{BlockDevice as _, Node};
-use blkproof_sim::disk::{Content, DiskOptions};
 use blkproof_sim::Owner;
+use blkproof_sim::disk::{Content, DiskOptions};
 
 use super::Run;
 use crate::plan::OpId;
