@@ -23,7 +23,7 @@ fn a_file_does_not_end_within_a_sector() {
         block_on(async {
             image.write(at, &vec![1; len], WriteFlags::empty()).await.unwrap();
             image.flush().await.unwrap();
-            assert_eq!(disk.image().len() % 512, 0, "{len} bytes at {at}");
+            assert_eq!(disk.info().size % 512, 0, "{len} bytes at {at}");
             image.write(sector, &[2; 512], WriteFlags::empty()).await.unwrap();
         });
         let log = disk.log();
