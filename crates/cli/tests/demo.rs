@@ -19,9 +19,11 @@ fn the_demo_breaks_a_driver_and_shrinks_what_broke_it() {
         let outcome = demo(words).exited(0);
         let seed = words.last().unwrap_or(&"2011");
         for said in [
-            &format!(
-                "$ blkproof torture --target v1-map-before-data --seed {seed} --runs 2000 --out findings\nFINDING "
-            ),
+            &format!("$ blkproof torture --target v1-map-before-data --seed {seed} --runs 2000 --out findings\n"),
+            "\nREPEAT  (plan ",
+            "\n  blkproof replay findings/",
+            "\nTIMELINE ",
+            "\nNOT TESTED\n",
             "schema = \"blkproof.plan/1\"",
             ".json: v1-map-before-data fails as it did",
             ".toml: vdi-copy passes: ",

@@ -326,6 +326,14 @@ fn a_block_that_is_durable_is_not_cut_off() {
     }
     assert_eq!(medium.len(), 1024);
     assert_eq!((medium[511], medium[512], medium[611], medium[612], medium[1023]), (9, 2, 2, 1, 1));
+
+    // But not with one that nobody ever gave the disk.
+    let mut model = Model::new(1024, 512);
+    write(&mut model, 600, 1, 424);
+    model.submit(Request::Resize { size: 512 });
+    model.submit(Request::Resize { size: 700 });
+    let short = write(&mut model, 512, 2, 100);
+    assert_eq!(model.batch(&Covered::one(short)).size, 700);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! - [`formats`]: `qcow2` and `vdi`, copied when this crate is built, with the defects of `mutants/*.patch` in them. The
 //!   drivers themselves know nothing of it and stay readable.
 //! - [`drivers`]: small drivers for the defects that no format of ours could have: caches, queues, logs.
+//! - [`Threaded`]: a driver for several threads, and what can be wrong with its locks.
 //! - [`Mutant`] names a defect, [`Planted`] switches one on for this thread, [`catalogue()`] says of each what it is, where
 //!   it lives and which rule must fire.
 //!
@@ -16,6 +17,7 @@ mod catalogue;
 pub mod drivers;
 mod mutant;
 mod targets;
+mod threaded;
 
 /// Copies of our format drivers, with defects in them.
 #[allow(
@@ -35,3 +37,4 @@ pub mod formats {
 pub use catalogue::{Cap, Driver, Entry, Found, Need, catalogue};
 pub use mutant::{Mutant, Planted, planted};
 pub use targets::{Planting, find, targets};
+pub use threaded::{Threaded, find_threaded, threaded_targets};

@@ -46,6 +46,11 @@ impl Planting {
         Self { name: name.to_owned(), driver, entry: None }
     }
 
+    /// The driver it is a copy of.
+    pub fn driver(&self) -> Driver {
+        self.driver
+    }
+
     /// The defect.
     pub fn entry(&self) -> Option<&'static Entry> {
         self.entry

@@ -26,14 +26,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let number: u64 = number.parse()?;
     let (count, seconds) = match what.as_str() {
         "ops" => {
-            let (stats, seconds) = timed(target, &workload(name, number, 200_000, 64, CrashPlan::None))?;
+            let (stats, seconds) = timed(target, &workload(1, name, number, 200_000, 64, CrashPlan::None))?;
             (stats.ops, seconds)
         }
         "states" => {
-            let crash = CrashPlan::Explore { states: 4096, depth: 0, seed: 1 };
-            let (stats, seconds) = timed(target, &workload(name, number, 400, 16, crash))?;
-            println!("{} moments, {} states, {} of them unlike the others", stats.points, stats.states, stats.distinct);
-            (stats.states, seconds)
+            let (mut all, mut seconds) = (Stats::default(), 0.0);
+            for seed in 0..16 {
+                let crash = CrashPlan::Explore { states: 4096, depth: 0, seed };
+                let (stats, took) = timed(target, &workload(seed, name, number, 64, 16, crash))?;
+                all += stats;
+                seconds += took;
+            }
+            println!("{} moments, {} states, {} of them unlike the others", all.points, all.states, all.distinct);
+            (all.states, seconds)
         }
         "seeds" => {
             let jobs = usize::try_from(number)?;
@@ -49,10 +54,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Reads and writes of a page, and a flush now and then, without faults.
-fn workload(name: &str, size: u64, count: u32, flush_every: u32, crash: CrashPlan) -> Plan {
+fn workload(seed: u64, name: &str, size: u64, count: u32, flush_every: u32, crash: CrashPlan) -> Plan {
     let step = size / PAGES / PAGE * PAGE;
     let ops = (1..=count).map(|id| {
-        let draw = hash(1, u64::from(id));
+        let draw = hash(seed, u64::from(id));
         let range = ByteRange::at(draw % PAGES * step.max(PAGE), PAGE);
         let act = match draw >> 32 {
             _ if id % flush_every == 0 => Act::Flush,
@@ -62,12 +67,12 @@ fn workload(name: &str, size: u64, count: u32, flush_every: u32, crash: CrashPla
         Op { id, queue: u8::try_from(id % QUEUES).unwrap_or(0), act, after: Vec::new(), drop_at: None }
     });
     Plan {
-        seed: 1,
+        seed,
         target: TargetSpec { name: name.to_owned(), options: Vec::new(), size, base: None },
         disk: DiskSpec::default(),
         ops: ops.collect(),
         faults: Faults::default(),
-        schedule: Schedule { strategy: Strategy::Random, seed: 1, holds: Vec::new() },
+        schedule: Schedule { strategy: Strategy::Random, seed, holds: Vec::new() },
         crash,
     }
 }

@@ -11,10 +11,13 @@
 //! - [`oracle`]: what a client may see (CM 4), and after a power cut (CM 5.6).
 //! - [`run`]: a plan against a target, judged.
 //! - [`mod@shrink`]: the least of a plan that still fails in the same way.
+//! - [`sweep`]: one plan, each of whose requests below fails in turn.
+//! - [`threads`]: the same plans by real threads, for drivers that allow it.
 //! - [`campaign`]: many seeds. [`store`]: what they found, kept.
 //!
 //! # Invariants
-//! - A run is a function of its plan and the build. No decision depends on how many others were taken (CM 8.1).
+//! - A run is a function of its plan and the build; by [`threads`] alone it is not, and a rate says so. No decision depends
+//!   on how many others were taken (CM 8.1).
 //! - Whatever a run decides by seed, its outcome names: [`run::Outcome::explicit`] is a plan without chance that runs the
 //!   same.
 //! - The oracle knows what was asked and answered, and nothing else; it never looks at the driver or its disk.
@@ -28,7 +31,9 @@ pub mod run;
 pub mod shrink;
 pub mod stamp;
 pub mod store;
+pub mod sweep;
 pub mod target;
+pub mod threads;
 pub mod workload;
 
 pub use self::check::{Check, check};

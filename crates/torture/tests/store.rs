@@ -51,7 +51,7 @@ fn what_is_no_record_is_refused_by_what_is_wrong() {
         ("signature", "x".into()),
         ("op", "2".into()),
         ("op", u64::from(u32::MAX).saturating_add(1).into()),
-        ("range", serde_json::json!({"start": 2, "end": 1})),
+        ("range", serde_json::json!({"offset": u64::MAX, "length": 1})),
         ("allowed", serde_json::json!([1])),
         ("step", (-1).into()),
         ("cut", serde_json::json!({"point": "never", "state": "all-old"})),

@@ -3,12 +3,15 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+use blkproof_report::torture::text::report;
+use blkproof_report::torture::{json, known_words};
 use blkproof_torture::store::{Kept, Standing, Store};
 use serde_json::{Value, json};
 
 use crate::messages::print_error;
 use crate::replay::{Case, Verdict, judge};
-use crate::torture::{FINDING, Format, USAGE, finding_words, plan_words, print, today};
+use crate::torture::{FINDING, Output, Pages, Told, USAGE, counted, find_target, print, run_told, today};
 
 /// List, show and replay what torture found and kept
 ///
@@ -42,9 +45,8 @@ struct ListArgs {
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 
-    /// human readable, or one JSON object
-    #[arg(long, value_name = "FORMAT", default_value = "human")]
-    format: Format,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Show a finding, with its plan
@@ -60,9 +62,11 @@ struct ShowArgs {
     #[arg(value_name = "NAME")]
     name: String,
 
-    /// human readable, or the JSON that is kept
-    #[arg(long, value_name = "FORMAT", default_value = "human")]
-    format: Format,
+    #[command(flatten)]
+    output: Output,
+
+    #[command(flatten)]
+    pages: Pages,
 }
 
 /// Run the plans of all findings again: which of them are there still?
@@ -76,9 +80,8 @@ struct ReplayArgs {
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 
-    /// human readable, or one JSON object
-    #[arg(long, value_name = "FORMAT", default_value = "human")]
-    format: Format,
+    #[command(flatten)]
+    output: Output,
 }
 
 pub(crate) fn run(args: &Args) -> ExitCode {
@@ -103,7 +106,7 @@ fn read(store: &Store) -> anyhow::Result<Vec<(Kept, Standing)>> {
 
 fn list(args: &ListArgs) -> anyhow::Result<u8> {
     let all = read(&Store::open(&args.dir)?)?;
-    if args.format == Format::Json {
+    if args.output.is_json() {
         let findings: Vec<Value> = all
             .iter()
             .map(|(kept, standing)| json!({"name": kept.name, "standing": standing.name(), "finding": kept.record.json()}))
@@ -113,14 +116,12 @@ fn list(args: &ListArgs) -> anyhow::Result<u8> {
     }
     for (kept, standing) in &all {
         let finding = &kept.record.finding;
-        let ops = kept.record.plan.ops.len();
         print(&format!(
-            "{}  {}  {}  {} op{}  {}\n    {}\n",
+            "{}  {}  {}  {}  {}\n    {}\n",
             short(&kept.name),
             kept.record.plan.target.name,
             finding.signature,
-            ops,
-            if ops == 1 { "" } else { "s" },
+            counted(kept.record.plan.ops.len() as u64, "op"),
             standing.name(),
             finding.text
         ))?;
@@ -137,15 +138,29 @@ fn short(name: &str) -> &str {
 fn show(args: &ShowArgs) -> anyhow::Result<u8> {
     let store = Store::open(&args.dir)?;
     let kept = store.find(&args.name)?;
-    if args.format == Format::Json {
-        print(&format!("{:#}\n", kept.record.json()))?;
-        return Ok(0);
-    }
-    let signature = &kept.record.finding.signature;
-    let standing = store.known()?.standing(&kept.record.plan.target.name, signature, today());
-    print(&finding_words(&kept.record, &standing))?;
-    print(&format!("\n{}{}\n", plan_words(&kept.record), store.plan_path(&kept.name).display()))?;
+    let standing = store.known()?.standing(&kept.record.plan.target.name, &kept.record.finding.signature, today());
+    let told = tell(&store, kept, standing)?;
+    let shown = match args.output.is_json() {
+        true => format!("{:#}\n", json::entry(&told.entry())),
+        false => report(&told.entry(), &args.pages.show()),
+    };
+    print(&shown)?;
+    args.pages.write(&[told.suite()])?;
     Ok(0)
+}
+
+/// What the report of a finding needs besides what is kept: a run of its plan.
+fn tell(store: &Store, kept: Kept, standing: Standing) -> anyhow::Result<Told> {
+    let plan = &kept.record.plan;
+    let target = find_target(&plan.target.name).with_context(|| {
+        let (name, path) = (&plan.target.name, kept.path.display());
+        format!("this program has no driver '{name}', and can not run the plan; '{path}' has what was found")
+    })?;
+    plan.validate().with_context(|| format!("'{}' can not be run", kept.path.display()))?;
+    let outcome = run_told(&kept.record, target.get());
+    let mut told = Told::of(kept.record, outcome, &target, &|| false).kept(&store.plan_path(&kept.name));
+    told.standing = standing;
+    Ok(told)
 }
 
 fn replay(args: &ReplayArgs) -> anyhow::Result<u8> {
@@ -154,7 +169,8 @@ fn replay(args: &ReplayArgs) -> anyhow::Result<u8> {
     let mut cases = Vec::new();
     for (kept, standing) in read(&store)? {
         let name = kept.name.clone();
-        let verdict = match judge(Case::of(kept.name, kept.record)) {
+        let file = store.plan_path(&kept.name);
+        let verdict = match judge(Case::of(kept.name, Some(file), kept.record)) {
             Ok(verdict) => verdict,
             Err(error) => {
                 print_error(&error.context(format!("'{name}' can not be replayed")));
@@ -165,17 +181,13 @@ fn replay(args: &ReplayArgs) -> anyhow::Result<u8> {
         // A known finding that shows itself in another way is another finding.
         let fails = verdict.found.is_some() && (standing.fails() || verdict.is_other());
         code = if fails && code == 0 { FINDING } else { code };
-        if args.format == Format::Human {
-            let until = match &standing {
-                Standing::New => String::new(),
-                Standing::Known(issue) => format!(" (known until {}: {})", issue.until, issue.why),
-                Standing::Expired(issue) => format!(" (known, but only until {}: {})", issue.until, issue.why),
-            };
+        if !args.output.is_json() {
+            let until = known_words(&standing).map(|words| format!(" ({words})")).unwrap_or_default();
             print(&format!("{}: {}{until}\n", short(&name), verdict.words()))?;
         }
         cases.push((verdict, standing));
     }
-    if args.format == Format::Json {
+    if args.output.is_json() {
         let cases: Vec<Value> = cases.iter().map(|(verdict, standing)| with_standing(verdict, standing)).collect();
         print(&format!("{:#}\n", json!({"schema": "blkproof.replay/1", "cases": cases})))?;
     }
@@ -186,6 +198,7 @@ fn with_standing(verdict: &Verdict, standing: &Standing) -> Value {
     let mut json = verdict.json();
     if let Value::Object(map) = &mut json {
         map.insert("standing".to_owned(), standing.name().into());
+        map.insert("known".to_owned(), json::known(standing));
     }
     json
 }

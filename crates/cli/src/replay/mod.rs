@@ -1,15 +1,17 @@
 //! `blkproof replay`: a plan once more.
 
+mod other;
 mod source;
 mod verdict;
 
 use std::process::ExitCode;
 
-use blkproof_torture::store::Standing;
+use blkproof_report::torture::Suite;
+use blkproof_report::torture::text::report;
 use serde_json::{Value, json};
 
 use crate::messages::print_error;
-use crate::torture::{FINDING, Format, NOT_STARTED, USAGE, finding_words, plan_words, print};
+use crate::torture::{FINDING, NOT_STARTED, Output, Pages, USAGE, print};
 
 pub(crate) use self::source::Case;
 pub(crate) use self::verdict::{Verdict, judge};
@@ -41,17 +43,31 @@ pub(crate) struct Args {
     #[arg(long)]
     bisect: bool,
 
+    /// Let every request below of the plan fail, one after the other, instead of running it once
+    ///
+    /// Each fails in every way it can: refused or later, with nothing, all or a half of it done, once and from it on.
+    #[arg(long, conflicts_with_all = ["bisect", "explicit"])]
+    sweep: bool,
+
     /// Show the plan of the run without anything left to chance
     #[arg(long)]
     explicit: bool,
 
-    /// The report on standard output: human readable, or one JSON object
-    #[arg(long, value_name = "FORMAT", default_value = "human")]
-    format: Format,
+    #[command(flatten)]
+    output: Output,
+
+    #[command(flatten)]
+    pages: Pages,
 }
 
 /// Exit status by which `git bisect run` is told that a version can not be judged.
 const SKIP: u8 = 125;
+
+impl Args {
+    fn is_json(&self) -> bool {
+        self.output.is_json()
+    }
+}
 
 pub(crate) fn run(args: &Args) -> ExitCode {
     let code = match replay(args) {
@@ -65,26 +81,33 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 }
 
 fn replay(args: &Args) -> anyhow::Result<u8> {
+    if let Some(code) = other::replay(args)? {
+        return Ok(code);
+    }
     let mut verdicts = Vec::new();
     for mut case in source::read(&args.file)? {
         if let Some(target) = &args.target {
             case.plan.target.name.clone_from(target);
+            // Neither the file nor the seed is about this driver: what repeats it is the plan itself.
+            (case.file, case.origin) = (None, None);
         }
         let verdict = judge(case)?;
-        if args.format == Format::Human {
-            print(&human(&verdict, args.explicit))?;
+        if !args.output.is_json() {
+            print(&human(&verdict, args))?;
         }
         verdicts.push(verdict);
     }
-    if args.format == Format::Json {
+    if args.output.is_json() {
         let cases: Vec<Value> = verdicts.iter().map(Verdict::json).collect();
         print(&format!("{:#}\n", json!({"schema": "blkproof.replay/1", "cases": cases})))?;
     }
+    let suites: Vec<Suite<'_>> = verdicts.iter().map(Verdict::suite).collect();
+    args.pages.write(&suites)?;
     Ok(verdicts.iter().map(|verdict| code(verdict, args.bisect)).max_by_key(|code| severity(*code)).unwrap_or(0))
 }
 
 fn code(verdict: &Verdict, bisect: bool) -> u8 {
-    let Some(found) = &verdict.found else { return 0 };
+    let Some(found) = verdict.record() else { return 0 };
     match () {
         () if bisect && (!verdict.fits() || verdict.is_other()) => SKIP,
         () if !verdict.fits() && found.finding.signature.code == "create" => NOT_STARTED,
@@ -102,13 +125,14 @@ fn severity(code: u8) -> u8 {
     }
 }
 
-fn human(verdict: &Verdict, explicit: bool) -> String {
+fn human(verdict: &Verdict, args: &Args) -> String {
     let mut text = String::new();
-    if let Some(found) = &verdict.found {
-        text.push_str(&finding_words(found, &Standing::New));
+    if let Some(told) = verdict.found.as_ref().filter(|_| verdict.fits()) {
+        text.push_str(&report(&told.entry(), &args.pages.show()));
+        text.push('\n');
     }
-    if explicit {
-        text.push_str(&plan_words(&verdict.explicit()));
+    if args.explicit {
+        text.push_str(&format!("the plan of this run, with nothing left to chance:\n{}\n", verdict.explicit_plan()));
     }
     text.push_str(&format!("{}: {}\n", verdict.case.name, verdict.words()));
     text

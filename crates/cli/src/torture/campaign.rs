@@ -1,70 +1,27 @@
 //! A campaign against one target, and what is made of its findings.
 
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use blkproof_report::torture::{Coverage, Ended, Suite};
 use blkproof_torture::campaign::{Campaign, Results, Watch as _, campaign};
-use blkproof_torture::store::{Date, Known, Record, Standing, Store};
-use blkproof_torture::target::Target;
-use serde_json::{Value, json};
+use blkproof_torture::store::{Date, Known, Store};
+use blkproof_torture::workload::Profile;
 
+use super::targets::AnyTarget;
+use super::told::Told;
 use super::watcher::Watcher;
 use crate::stop::Stop;
 
-/// What ended a campaign.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Ended {
-    /// All seeds were run.
-    Runs,
-    /// Its time was over.
-    Time,
-    /// Enough was found.
-    Findings,
-    /// Somebody stopped it.
-    Signal,
-}
-
-impl Ended {
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Runs => "runs",
-            Self::Time => "time",
-            Self::Findings => "findings",
-            Self::Signal => "signal",
-        }
-    }
-
-    pub(super) const fn words(self) -> &'static str {
-        match self {
-            Self::Runs => "all seeds were run",
-            Self::Time => "its time was over",
-            Self::Findings => "enough was found",
-            Self::Signal => "stopped by a signal",
-        }
-    }
-
-    /// Whether less was done than was asked for, without a finding being the reason.
-    pub(super) fn is_early(self) -> bool {
-        self == Self::Signal
-    }
-}
-
-/// A finding, and what is known of it.
-pub(super) struct Told {
-    pub(super) record: Record,
-    pub(super) standing: Standing,
-    /// Where its plan is kept, if there is a store.
-    pub(super) kept: Option<PathBuf>,
-}
-
 /// What came of a campaign against one target.
 pub(super) struct Done {
-    pub(super) target: String,
-    pub(super) first: u64,
-    pub(super) results: Results,
-    pub(super) findings: Vec<Told>,
-    pub(super) ended: Ended,
-    pub(super) seconds: f64,
+    target: String,
+    profile: Profile,
+    first: u64,
+    results: Results,
+    findings: Vec<Told>,
+    coverage: Coverage,
+    ended: Ended,
+    seconds: f64,
 }
 
 impl Done {
@@ -82,43 +39,22 @@ impl Done {
 
     /// Nothing can be said: no seed was run, or not all that were to be.
     pub(super) fn too_little(&self) -> bool {
-        self.results.seeds == 0 || self.ended.is_early()
+        self.results.seeds == 0 || self.ended == Ended::Signal
     }
 
-    pub(super) fn json(&self) -> Value {
-        let stats = &self.results.stats;
-        let findings: Vec<Value> = self.findings.iter().map(Told::json).collect();
-        json!({
-            "target": self.target,
-            "first_seed": self.first,
-            "seeds": self.results.seeds,
-            "ended": self.ended.name(),
-            "seconds": self.seconds,
-            "stats": {
-                "operations": stats.ops, "moves": stats.moves, "requests_below": stats.ios, "faults": stats.faults,
-                "cancels": stats.drops, "bytes_judged": stats.judged, "reopens": stats.reopens,
-                "crash_points": stats.points, "crash_points_exhausted": stats.exhausted,
-                "crash_states_possible": stats.possible, "crash_states": stats.states,
-                "crash_states_distinct": stats.distinct, "checks": stats.checks,
-            },
-            "findings": findings,
-        })
-    }
-}
-
-impl Told {
-    fn json(&self) -> Value {
-        let mut json = self.record.json();
-        if let Value::Object(map) = &mut json {
-            map.insert("standing".to_owned(), self.standing.name().into());
-            if let Standing::Known(issue) | Standing::Expired(issue) = &self.standing {
-                map.insert("known".to_owned(), json!({"until": issue.until.to_string(), "why": issue.why}));
-            }
-            if let Some(path) = &self.kept {
-                map.insert("kept".to_owned(), path.display().to_string().into());
-            }
+    /// For the renderings.
+    pub(super) fn suite(&self) -> Suite<'_> {
+        Suite {
+            target: &self.target,
+            profile: self.profile.name,
+            first: Some(self.first),
+            seeds: self.results.seeds,
+            stats: self.results.stats,
+            ended: self.ended,
+            seconds: Some(self.seconds),
+            entries: self.findings.iter().map(Told::entry).collect(),
+            coverage: Some(&self.coverage),
         }
-        json
     }
 }
 
@@ -133,11 +69,11 @@ pub(super) struct Setting<'a> {
 
 impl Setting<'_> {
     /// Tortures one target.
-    pub(super) fn torture(&self, target: &dyn Target) -> anyhow::Result<Done> {
-        let today = today();
+    pub(super) fn torture(&self, any: &AnyTarget) -> anyhow::Result<Done> {
+        let (today, target) = (today(), any.get());
         let plan = Campaign { known: self.known.signatures(target.name(), today), ..self.campaign.clone() };
         let watcher = Watcher::new(self.stop, target.name(), plan.runs, self.time);
-        let results = campaign(&plan, target, &watcher);
+        let mut results = campaign(&plan, target, &watcher);
         let seconds = watcher.elapsed().as_secs_f64();
         watcher.clear();
         let ended = match () {
@@ -147,15 +83,31 @@ impl Setting<'_> {
             () if watcher.stop() => Ended::Time,
             () => Ended::Runs,
         };
+        let stop = || self.stop.asked();
         let mut findings = Vec::new();
-        for found in &results.found {
-            let record = Record::of(found, plan.profile.name, target, &plan.settings);
-            let standing = self.known.standing(target.name(), &record.finding.signature, today);
-            let keep = |store: &Store| store.put(&record).map(|(name, _)| store.plan_path(&name));
-            let kept = self.store.map(keep).transpose()?;
-            findings.push(Told { record, standing, kept });
+        let profile = profile_words(&plan);
+        for found in std::mem::take(&mut results.found) {
+            let mut told = Told::of_found(found, profile, &plan.settings, any, &stop);
+            told.standing = self.known.standing(target.name(), &told.record.finding.signature, today);
+            if let Some(store) = self.store {
+                let (name, _) = store.put(&told.record)?;
+                told = told.kept(&store.plan_path(&name));
+            }
+            findings.push(told);
         }
-        Ok(Done { target: target.name().to_owned(), first: plan.first, results, findings, ended, seconds })
+        let coverage = Coverage::of(&results, &plan, &target.info());
+        let (target, profile, first) = (target.name().to_owned(), plan.profile, plan.first);
+        Ok(Done { target, profile, first, results, findings, coverage, ended, seconds })
+    }
+}
+
+/// The profile as it is said on the command line, so that the seed is enough.
+fn profile_words(plan: &Campaign) -> &'static str {
+    match (plan.profile.name, plan.sweep) {
+        (name, false) => name,
+        ("quick", true) => "quick --sweep",
+        ("ci", true) => "ci --sweep",
+        (_, true) => "deep --sweep",
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use blkproof_gallery::{Driver, Entry, Planting, catalogue};
+use blkproof_report::torture::gallery as page;
 use blkproof_torture::campaign::{Campaign, Results, Watch, campaign};
 use blkproof_torture::run::{Finding, Stats};
 use blkproof_torture::shrink::Budget;
@@ -22,7 +23,9 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
 use super::numbers::{counted, grouped};
-use super::{Args, FINDING, Format, TOO_LITTLE, print};
+use super::output::file;
+use super::watcher::bar;
+use super::{Args, FINDING, TOO_LITTLE, print};
 use crate::stop::Stop;
 
 /// For one start of one driver, if nothing else is said.
@@ -41,7 +44,7 @@ pub(super) fn run(args: &Args, stop: &Stop) -> anyhow::Result<ExitCode> {
     let entries = chosen(args)?;
     let bench = Bench { args, stop, limit: args.time.unwrap_or(TIME) };
     let width = entries.iter().map(|entry| entry.name.len()).max().unwrap_or(0);
-    let human = args.format == Format::Human;
+    let human = !args.output.is_json();
     if human {
         print(&format!(
             "{:width$}  {:>7}  {:>21}  {:>15}  {:>9}  {:<15}  the real bug\n{:width$}  {:>7}  {:>10} {:>10}  {:>7} {:>7}\n",
@@ -60,16 +63,20 @@ pub(super) fn run(args: &Args, stop: &Stop) -> anyhow::Result<ExitCode> {
         ))?;
     }
     let mut rows = Vec::new();
+    let progress = bar("gallery", Some(entries.len() as u64), "{prefix} {pos} of {len}, {eta} left: {wide_msg}");
     for &entry in &entries {
+        progress.set_message(entry.name);
         let row = bench.torture(entry);
         if stop.asked() {
             break;
         }
         if human {
-            print(&row.line(width))?;
+            progress.suspend(|| print(&row.line(width)))?;
         }
+        progress.inc(1);
         rows.push(row);
     }
+    progress.finish_and_clear();
     let mut sound = Vec::new();
     for (driver, seeds) in slowest(&rows) {
         if stop.asked() {
@@ -88,15 +95,22 @@ pub(super) fn run(args: &Args, stop: &Stop) -> anyhow::Result<ExitCode> {
         () if !complete || rows.iter().any(|row| !row.is_found()) => TOO_LITTLE,
         () => 0,
     };
+    let again = args.again(args.seed.unwrap_or(0));
+    let words = summary(&rows, &sound, complete);
+    if let Some(path) = &args.pages.html {
+        let bugs: Vec<_> = rows.iter().map(Row::bug).collect();
+        let clean: Vec<_> = sound.iter().map(Clean::sound).collect();
+        file(path, &page::html(&bugs, &clean, &again, &words))?;
+    }
     if human {
-        print(&summary(&rows, &sound, complete))?;
+        print(&words)?;
     } else {
         let rows: Vec<Value> = rows.iter().map(Row::json).collect();
         let sound: Vec<Value> = sound.iter().map(Clean::json).collect();
         let json = json!({
-            "schema": SCHEMA, "again": args.again(args.seed.unwrap_or(0)), "profile": args.profile.name,
-            "starts": args.gallery_starts, "seconds_max": bench.limit.as_secs_f64(), "complete": complete,
-            "exit_status": code, "planted": rows, "sound": sound,
+            "schema": SCHEMA, "again": again, "profile": args.profile.name,
+            "starts": args.gallery_starts, "seconds-max": bench.limit.as_secs_f64(), "complete": complete,
+            "exit-status": code, "planted": rows, "sound": sound,
         });
         print(&format!("{json:#}\n"))?;
     }
@@ -314,6 +328,20 @@ impl Row {
         )
     }
 
+    /// For the page.
+    fn bug(&self) -> page::Bug<'_> {
+        page::Bug {
+            name: self.entry.name,
+            copies: self.entry.copies,
+            what: self.entry.what,
+            found: (self.hits().count(), self.starts.len()),
+            ops: spread(self.hits().map(|start| start.ops).collect()),
+            seconds: spread(self.hits().map(|start| start.seconds).collect()),
+            code: self.code(),
+            plan: self.plan().map(|(ops, text)| (*ops, text.as_str())),
+        }
+    }
+
     fn json(&self) -> Value {
         let ops = spread(self.hits().map(|start| start.ops).collect());
         let seconds = spread(self.hits().map(|start| start.seconds).collect());
@@ -324,7 +352,7 @@ impl Row {
                 let found = start.found.as_ref();
                 json!({
                     "found": found.is_some(), "seeds": start.seeds, "operations": start.ops, "seconds": start.seconds,
-                    "seed": found.map(|(seed, _)| seed),
+                    "seed": found.map(|(seed, _)| format!("{seed:#x}")),
                     "signature": found.map(|(_, finding)| finding.signature.to_string()),
                 })
             })
@@ -337,7 +365,7 @@ impl Row {
             "found": self.hits().count(),
             "operations": ops.map(|(median, worst)| json!({"median": median, "worst": worst})),
             "seconds": seconds.map(|(median, worst)| json!({"median": median, "worst": worst})),
-            "plan_ops": self.plan().map(|(ops, _)| ops),
+            "plan-ops": self.plan().map(|(ops, _)| ops),
             "plan": self.plan().map(|(_, text)| text),
             "starts": starts,
         })
@@ -345,6 +373,12 @@ impl Row {
 }
 
 impl Clean {
+    /// For the page.
+    fn sound(&self) -> page::Sound<'_> {
+        let findings = self.findings.iter().map(|(seed, finding)| format!("seed {seed:#x}: {finding}")).collect();
+        page::Sound { name: &self.name, seeds: self.seeds, ops: self.ops, states: self.states, findings }
+    }
+
     fn line(&self, width: usize) -> String {
         let what = match self.findings.first() {
             None => "clean".to_owned(),
@@ -360,16 +394,9 @@ impl Clean {
     }
 
     fn json(&self) -> Value {
-        let findings: Vec<Value> = self
-            .findings
-            .iter()
-            .map(|(seed, finding)| {
-                json!({"seed": seed, "signature": finding.signature.to_string(), "text": finding.text})
-            })
-            .collect();
         json!({
-            "name": self.name, "seeds": self.seeds, "operations": self.ops, "crash_states": self.states,
-            "findings": findings,
+            "name": self.name, "seeds": self.seeds, "operations": self.ops, "crash-states": self.states,
+            "findings": self.sound().findings,
         })
     }
 }

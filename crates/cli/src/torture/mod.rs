@@ -2,15 +2,19 @@
 //!
 //! - [`campaign`]: one target, and what came of it. [`watcher`]: progress, time, signals. [`targets`]: the drivers there
 //!   are. [`gallery`]: all planted bugs, and how fast each is found.
-//! - [`show`]: for people. [`outputs`]: for programs.
+//! - [`threads`]: the same by threads, for drivers that allow it.
+//! - [`told`]: a finding with all that is said of it. [`output`], [`outputs`]: where which report goes. The reports
+//!   themselves are `blkproof_report::torture`'s.
 
 mod campaign;
 #[cfg(feature = "gallery")]
 mod gallery;
 mod numbers;
+mod output;
 mod outputs;
-mod show;
 mod targets;
+mod threads;
+mod told;
 mod watcher;
 
 use std::io::Write as _;
@@ -19,6 +23,8 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
+use blkproof_report::torture::text::write_suite;
+use blkproof_report::torture::{Suite, json};
 use blkproof_torture::campaign::Campaign;
 use blkproof_torture::run::Settings;
 use blkproof_torture::shrink::Budget;
@@ -27,13 +33,15 @@ use blkproof_torture::workload::Profile;
 
 use self::campaign::{Done, Setting};
 use self::numbers::{parse_seed, parse_time};
-use crate::messages::{print_error, shell_word};
+use crate::messages::print_error;
 use crate::stop::Stop;
 
 pub(crate) use self::campaign::today;
 pub(crate) use self::numbers::counted;
-pub(crate) use self::show::{finding as finding_words, plan as plan_words};
+pub(crate) use self::output::{Output, Pages};
 pub(crate) use self::targets::{find as find_target, parse as parse_target};
+pub(crate) use self::threads::{find as find_threaded, replay as replay_threaded};
+pub(crate) use self::told::{Told, run_told};
 
 /// Find a driver's bug, repeat it exactly, and shrink it to a few lines
 ///
@@ -82,6 +90,22 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
 
+    /// Let every request below fail, one after the other, instead of some here and there
+    ///
+    /// Each seed makes a short plan in which nothing fails of itself. It is run once untouched; then the first request
+    /// below fails, then the second, and so on to the last: refused or failing later, with nothing, all or a half of it
+    /// done, once and from it on until the image is opened again.
+    #[arg(long)]
+    sweep: bool,
+
+    /// Send requests by so many threads, to a driver that takes them from several at once
+    ///
+    /// What two threads do to each other shows only now and then: a finding comes with the rate at which its plan fails,
+    /// and is not repeated exactly. --list-targets says which drivers can be asked so.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64),
+          conflicts_with_all = ["sweep", "jobs", "out", "junit", "html", "github"])]
+    threads: Option<u8>,
+
     /// Show what was found as it was found
     #[arg(long)]
     no_shrink: bool,
@@ -92,17 +116,15 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    /// The report on standard output: human readable, or one JSON object
-    #[arg(long, value_name = "FORMAT", default_value = "human")]
-    format: Format,
+    #[command(flatten)]
+    output: Output,
+
+    #[command(flatten)]
+    pages: Pages,
 
     /// Write a report for continuous integration to this file too
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
-
-    /// Write a page to this file too, which needs nothing else to be looked at
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
 
     /// Print annotations for GitHub Actions too
     #[arg(long)]
@@ -118,7 +140,7 @@ pub(crate) struct Args {
     /// table tells how often the bug was found, after how many operations and seconds, and how small its plan became.
     /// The copies without a bug are tortured as long as the slowest of theirs took, and have to be clean. Exit status 5
     /// means that some bug was not found.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["out", "junit", "github"])]
     #[cfg(feature = "gallery")]
     gallery: bool,
 
@@ -126,12 +148,6 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
     #[cfg(feature = "gallery")]
     gallery_starts: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Format {
-    Human,
-    Json,
 }
 
 fn parse_profile(name: &str) -> Result<Profile, String> {
@@ -167,6 +183,9 @@ fn torture(args: &Args) -> anyhow::Result<ExitCode> {
         eprintln!("{}", args.again(args.seed.unwrap_or(0)));
         return gallery::run(args, &stop);
     }
+    if let Some(count) = args.threads {
+        return threads::run(args, count, &stop);
+    }
     let first = args.seed.unwrap_or_else(drawn);
     // Before anything can go wrong that somebody may want to see again.
     eprintln!("{}", args.again(first));
@@ -175,10 +194,14 @@ fn torture(args: &Args) -> anyhow::Result<ExitCode> {
     let mut all = Vec::new();
     for name in args.targets() {
         // The command line was looked through: it names no others.
-        let Some(target) = targets::find(&name) else { bail!("there is no driver '{name}'") };
-        let done = setting.torture(target.get())?;
-        if args.format == Format::Human {
-            print(&told(&done))?;
+        let Some(target) = targets::find(&name) else {
+            bail!("'{name}' is a driver for several threads: say by how many it is to be asked, as in --threads 4")
+        };
+        let done = setting.torture(&target)?;
+        if !args.output.is_json() {
+            let mut text = String::new();
+            write_suite(&mut text, &done.suite(), &args.pages.show())?;
+            print(&text)?;
         }
         all.push(done);
         if stop.asked() {
@@ -188,10 +211,11 @@ fn torture(args: &Args) -> anyhow::Result<ExitCode> {
     stop.calm();
     let complete = all.len() == args.targets().len();
     let code = code(&all, complete);
-    if args.format == Format::Json {
-        print(&format!("{:#}\n", outputs::json(&all, &args.again(first), args.profile, code)))?;
+    let suites: Vec<Suite<'_>> = all.iter().map(Done::suite).collect();
+    if args.output.is_json() {
+        print(&format!("{:#}\n", json::suites(&suites, &args.again(first), code)))?;
     }
-    outputs::write(args, &all)?;
+    outputs::write(args, &suites)?;
     Ok(ExitCode::from(code))
 }
 
@@ -202,22 +226,6 @@ fn code(all: &[Done], complete: bool) -> u8 {
         () if !complete || all.iter().any(Done::too_little) => TOO_LITTLE,
         () => 0,
     }
-}
-
-/// A target's part of the report.
-fn told(done: &Done) -> String {
-    let mut text = String::new();
-    for told in &done.findings {
-        text.push_str(&finding_words(&told.record, &told.standing));
-        text.push('\n');
-        text.push_str(&plan_words(&told.record));
-        if let Some(path) = &told.kept {
-            text.push_str(&format!("kept: blkproof replay {}\n", shell_word(&path.display().to_string())));
-        }
-        text.push('\n');
-    }
-    text.push_str(&show::summary(done));
-    text
 }
 
 impl Args {
@@ -251,6 +259,7 @@ impl Args {
         let jobs = self.jobs();
         Campaign {
             profile: self.profile,
+            sweep: self.sweep,
             first,
             runs: self.seeds(),
             until_findings: self.until_findings,
@@ -285,11 +294,21 @@ impl Args {
         if self.no_shrink {
             add("--no-shrink".to_owned());
         }
+        if self.sweep {
+            add("--sweep".to_owned());
+        }
+        if let Some(threads) = self.threads {
+            add(format!("--threads {threads}"));
+        }
         #[cfg(feature = "gallery")]
         if self.gallery {
             add(format!("--gallery --gallery-starts {}", self.gallery_starts));
         }
         words
+    }
+
+    fn is_json(&self) -> bool {
+        self.output.is_json()
     }
 
     fn is_gallery(&self) -> bool {
@@ -312,7 +331,7 @@ fn drawn() -> u64 {
 
 fn list(args: &Args) -> anyhow::Result<ExitCode> {
     let all = targets::list();
-    if args.format == Format::Json {
+    if args.output.is_json() {
         let all: Vec<_> =
             all.iter().map(|listed| serde_json::json!({"name": listed.name, "words": listed.words})).collect();
         let json = serde_json::json!({"schema": "blkproof.torture-targets/1", "targets": all});

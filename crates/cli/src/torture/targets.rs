@@ -17,6 +17,28 @@ impl AnyTarget {
             Self::Planted(target) => target,
         }
     }
+
+    /// The image format by which QEMU knows what it is a driver of; `None` if it knows none such.
+    pub(crate) fn format(&self) -> Option<&'static str> {
+        match self {
+            Self::BuiltIn(target) => ["raw", "qcow2", "vdi"].into_iter().find(|format| *format == target.name()),
+            #[cfg(feature = "gallery")]
+            Self::Planted(target) => match target.driver() {
+                blkproof_gallery::Driver::Qcow2 => Some("qcow2"),
+                blkproof_gallery::Driver::Vdi => Some("vdi"),
+                _ => None,
+            },
+        }
+    }
+
+    /// It in Rust, for a test to paste; `None` where the report knows better.
+    pub(crate) fn expression(&self) -> Option<String> {
+        match self {
+            Self::BuiltIn(_) => None,
+            #[cfg(feature = "gallery")]
+            Self::Planted(target) => Some(format!("blkproof_gallery::find(\"{}\").unwrap()", target.name())),
+        }
+    }
 }
 
 /// The driver of that name.
@@ -37,7 +59,6 @@ pub(super) struct Listed {
 /// All of them.
 pub(super) fn list() -> Vec<Listed> {
     let words = |name: &str| format!("the driver of {name} images of this project");
-    #[cfg_attr(not(feature = "gallery"), expect(unused_mut))]
     let mut all: Vec<Listed> =
         target::names().map(|name| Listed { name: name.to_owned(), words: words(name) }).collect();
     #[cfg(feature = "gallery")]
@@ -48,12 +69,13 @@ pub(super) fn list() -> Vec<Listed> {
         };
         Listed { name: target.name().to_owned(), words }
     }));
+    all.extend(super::threads::list());
     all
 }
 
 /// For clap: the name of a driver.
 pub(crate) fn parse(name: &str) -> Result<String, String> {
-    if find(name).is_some() {
+    if find(name).is_some() || super::threads::find(name).is_some() {
         return Ok(name.to_owned());
     }
     // What begins like it may have been meant.

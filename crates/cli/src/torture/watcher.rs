@@ -1,15 +1,18 @@
 //! Watching a campaign: figures on a terminal, its time, and signals.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use blkproof_report::torture::summary::share;
 use blkproof_torture::campaign::Watch;
+use blkproof_torture::finding::Signature;
 use blkproof_torture::run::{Finding, Stats};
 use blkproof_torture::shrink::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::numbers::grouped;
+use super::numbers::{counted, grouped};
 use crate::stop::Stop;
 
 /// What ends a campaign besides itself.
@@ -24,23 +27,37 @@ pub(super) struct Watcher<'a> {
 #[derive(Default)]
 struct Sums {
     seeds: u64,
-    findings: u64,
     stats: Stats,
+    findings: BTreeSet<Signature>,
+}
+
+impl Sums {
+    /// A figure each, what matters most first: a narrow terminal cuts the end off. What tells whether going on is worth it
+    /// (how much is seen for the first time) belongs here as well.
+    fn words(&self) -> String {
+        let Stats { ops, states, .. } = self.stats;
+        let found = match self.findings.len() {
+            0 => "nothing found".to_owned(),
+            found => counted(found as u64, "finding"),
+        };
+        let states = format!("{} ({} distinct)", counted(states, "crash state"), share(&self.stats));
+        [found, counted(ops, "operation"), states, counted(self.seeds, "seed")].join(", ")
+    }
 }
 
 impl<'a> Watcher<'a> {
     /// Of a campaign of so many seeds, or of that time, against this target.
     pub(super) fn new(stop: &'a Stop, target: &str, runs: Option<u64>, time: Option<Duration>) -> Self {
-        let seen = std::io::stderr().is_terminal();
         let length = match (runs, time) {
             (Some(runs), None) => Some(runs),
             (_, Some(time)) => u64::try_from(time.as_millis()).ok(),
             (None, None) => None,
         };
-        let draw = if seen { ProgressDrawTarget::stderr_with_hz(5) } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(length, draw).with_prefix(target.to_owned());
-        let style = ProgressStyle::with_template("{prefix} {bar:20} {percent}% {msg} {eta} left");
-        let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let template = match length {
+            Some(_) => "{prefix} {percent:>3}%, {eta} left: {wide_msg}",
+            None => "{prefix}, {elapsed}: {wide_msg}",
+        };
+        let bar = bar(target, length, template);
         Self { stop, time, started: Instant::now(), bar, sums: Mutex::default() }
     }
 
@@ -60,6 +77,19 @@ impl<'a> Watcher<'a> {
     }
 }
 
+/// A bar on standard error, if that is a terminal.
+pub(super) fn bar(name: &str, length: Option<u64>, template: &str) -> ProgressBar {
+    let seen = std::io::stderr().is_terminal();
+    let draw = if seen { ProgressDrawTarget::stderr_with_hz(5) } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(length, draw).with_prefix(name.to_owned());
+    let bar = bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    if seen {
+        // Time goes on while a slow seed is under way.
+        bar.enable_steady_tick(Duration::from_millis(500));
+    }
+    bar
+}
+
 impl Watch for Watcher<'_> {
     fn stop(&self) -> bool {
         self.stop.asked() || self.late()
@@ -75,21 +105,16 @@ impl Watch for Watcher<'_> {
         }
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         sums.seeds = sums.seeds.saturating_add(1);
-        sums.findings = sums.findings.saturating_add(finding.is_some().into());
         sums.stats += *stats;
+        if let Some(finding) = finding {
+            sums.findings.insert(finding.signature.clone());
+        }
         let position = match self.time {
             Some(_) => u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             None => sums.seeds,
         };
-        let Stats { ops, states, .. } = sums.stats;
         self.bar.set_position(position);
-        self.bar.set_message(format!(
-            "{} operations, {} crash states ({} distinct), {} failed,",
-            grouped(ops),
-            grouped(states),
-            share(&sums.stats),
-            grouped(sums.findings),
-        ));
+        self.bar.set_message(sums.words());
     }
 
     fn shrinking(&self, progress: &Progress<'_>) {
@@ -98,25 +123,16 @@ impl Watch for Watcher<'_> {
         }
         if self.bar.length().is_some() {
             self.bar.unset_length();
-            if let Ok(style) = ProgressStyle::with_template("{prefix} {spinner} {msg}") {
+            if let Ok(style) = ProgressStyle::with_template("{prefix}, {elapsed}: {wide_msg}") {
                 self.bar.set_style(style);
             }
         }
         self.bar.set_message(format!(
-            "shrinking: {} of {} parts left, {} runs, {}",
-            progress.size,
-            progress.original,
-            progress.runs,
+            "shrinking what was found: {} of {} parts left after {} runs, {}",
+            grouped(progress.size as u64),
+            grouped(progress.original as u64),
+            grouped(progress.runs as u64),
             progress.pass.name()
         ));
-        self.bar.tick();
-    }
-}
-
-/// Of the states built, those that were unlike the others of their moment.
-pub(super) fn share(stats: &Stats) -> String {
-    match (stats.distinct.saturating_mul(100)).checked_div(stats.states) {
-        Some(percent) => format!("{percent} %"),
-        None => "none".to_owned(),
     }
 }

@@ -466,7 +466,8 @@ impl Model {
         for (id, entry) in self.covered(covered) {
             let end = match self.is_sabotaged(Sabotage::SizeIsForgotten) {
                 true => 0,
-                false => entry.change.end.max(self.end_beside(&entry.change)),
+                // What lies behind the size that the disk had then was cut off.
+                false => entry.change.end.max(self.end_beside(&entry.change).min(sizes.as_of(id))),
             };
             sizes.settle(id, end);
         }

@@ -43,6 +43,11 @@ impl Sizes {
         version.checked_sub(1).and_then(|index| self.versions.get(index)).map_or(self.base, |version| version.size)
     }
 
+    /// The size when the request had taken effect.
+    pub(super) fn as_of(&self, id: ChangeId) -> u64 {
+        self.at(self.versions.partition_point(|version| version.id <= id))
+    }
+
     pub(super) fn push(&mut self, id: ChangeId, size: u64) {
         self.versions.push(SizeVersion { id, size });
     }

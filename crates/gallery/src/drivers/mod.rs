@@ -6,9 +6,10 @@
 //! - [`Pad`]: reads and rewrites whole blocks for a device that wants them.
 //! - [`Pieces`]: puts together what a device hands out in pieces.
 //! - [`Retry`]: sends a slow write again.
+//! - [`Thin`]: a disk that grows as it is written, for several threads; what is wrong with it is a [`Race`].
 //!
-//! All of them have a fixed size, take discards as advice and leave them, and write zeroes byte by byte. They have no
-//! image to be created: zeroes are an empty one.
+//! All of them have a fixed size and no image to be created: zeroes are an empty one. All but the last take discards as
+//! advice and leave them, and write zeroes byte by byte.
 
 mod cache;
 mod late;
@@ -17,6 +18,7 @@ mod merge;
 mod pad;
 mod pieces;
 mod retry;
+mod thin;
 
 use blkproof_block::{BlockDevice, Capabilities, DeviceInfo, IoError, Result, ZeroFlags};
 
@@ -26,6 +28,8 @@ pub use merge::Merge;
 pub use pad::Pad;
 pub use pieces::Pieces;
 pub use retry::Retry;
+pub(crate) use thin::CLUSTER;
+pub use thin::{Race, Thin};
 
 /// What such a driver says of itself.
 fn info(name: &'static str, below: &impl BlockDevice, size: u64) -> DeviceInfo {

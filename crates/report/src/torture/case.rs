@@ -4,10 +4,11 @@ use blkproof_torture::campaign::Found;
 use blkproof_torture::plan::Plan;
 use blkproof_torture::run::{Finding, Outcome};
 use blkproof_torture::shrink::Shrunk;
+use blkproof_torture::store::Record;
 
 use super::model::{Cut, Run};
 use super::neighbours::Neighbour;
-use super::rules::{self, Rule};
+use super::rules::{self, Rule, Severity};
 
 /// One finding, the plan that shows it, and the run of that plan with `Settings::events` on.
 #[derive(Clone, Copy, Debug)]
@@ -20,11 +21,11 @@ pub struct Case<'a> {
     pub outcome: &'a Outcome,
     /// What was found at first, and how; `None` for a plan that somebody brought.
     pub origin: Option<Origin<'a>>,
-    /// The file that holds the plan, as the user would name it.
-    pub plan_file: &'a str,
+    /// The file that holds the plan, as the user would name it; `None` if there is none.
+    pub plan_file: Option<&'a str>,
     /// The image format that QEMU knows it by; `None` if it knows none such. See [`qemu_io`](super::qemu_io).
     pub format: Option<&'a str>,
-    /// An expression of Rust that gives a `&dyn Target`, for the [test](super::rust_test) to paste.
+    /// An expression of Rust that is the driver as a `Target`, for the [test](super::rust_test) to paste.
     pub target_expression: Option<&'a str>,
     /// Other states of the disk after the same power cut, and whether they show the same.
     pub neighbours: &'a [Neighbour],
@@ -50,14 +51,19 @@ pub struct Origin<'a> {
 impl<'a> Case<'a> {
     /// A plan that somebody brought, and its run; `None` if the run found nothing.
     #[must_use]
-    pub fn of_run(plan: &'a Plan, outcome: &'a Outcome, plan_file: &'a str) -> Option<Self> {
+    pub fn of_run(plan: &'a Plan, outcome: &'a Outcome, plan_file: Option<&'a str>) -> Option<Self> {
         let finding = outcome.findings.first()?;
         Some(Self::new(plan, finding, outcome, plan_file))
     }
 
     /// What a campaign found; `outcome` is a run of its [least plan](Found::least).
     #[must_use]
-    pub fn of_found(found: &'a Found, outcome: &'a Outcome, profile: Option<&'a str>, plan_file: &'a str) -> Self {
+    pub fn of_found(
+        found: &'a Found,
+        outcome: &'a Outcome,
+        profile: Option<&'a str>,
+        plan_file: Option<&'a str>,
+    ) -> Self {
         // The least plan's own words, if it says the same: its numbers are those of the plan that is shown.
         let same = |finding: &&Finding| finding.signature == found.finding.signature;
         let finding = outcome.findings.iter().find(same).unwrap_or(&found.finding);
@@ -66,7 +72,21 @@ impl<'a> Case<'a> {
         Self { origin, ..Self::new(found.least(), finding, outcome, plan_file) }
     }
 
-    fn new(plan: &'a Plan, finding: &'a Finding, outcome: &'a Outcome, plan_file: &'a str) -> Self {
+    /// What a store kept; `outcome` is a run of its plan.
+    #[must_use]
+    pub fn of_record(record: &'a Record, outcome: &'a Outcome, plan_file: Option<&'a str>) -> Self {
+        let origin = record.origin.as_ref().map(|origin| Origin {
+            seed: origin.seed,
+            times: origin.times,
+            ops: origin.ops,
+            profile: Some(&origin.profile),
+            shrunk: None,
+            shrunk_words: (!origin.shrunk.is_empty()).then_some(&origin.shrunk),
+        });
+        Self { origin, ..Self::new(&record.plan, &record.finding, outcome, plan_file) }
+    }
+
+    fn new(plan: &'a Plan, finding: &'a Finding, outcome: &'a Outcome, plan_file: Option<&'a str>) -> Self {
         let name = plan.target.name.as_str();
         let ours = ["raw", "qcow2", "vdi"].contains(&name);
         let format = ours.then_some(name);
@@ -83,6 +103,17 @@ impl<'a> Case<'a> {
     #[must_use]
     pub fn rule(&self) -> &'static Rule {
         rules::of(&self.finding.signature.code)
+    }
+
+    /// How bad it is: as the rule says, but data that nobody had acknowledged is not lost.
+    #[must_use]
+    pub fn severity(&self) -> Severity {
+        let allowed = &self.finding.allowed;
+        let acknowledged = allowed.is_empty() || allowed.iter().any(|words| words.ends_with(", completed)"));
+        match self.rule().severity {
+            Severity::LostData if !acknowledged => Severity::WrongData,
+            severity => severity,
+        }
     }
 
     pub(crate) fn run(&self) -> Run<'a> {
@@ -112,7 +143,10 @@ impl<'a> Case<'a> {
             (None, "end") if finding.signature.code == "reopen" => {
                 format!("After the image was closed and opened again, {said}")
             }
-            (None, "end") => format!("When all was done and faults had stopped, {said}"),
+            (None, "end") => {
+                let said = said.trim_end_matches(", although faults have stopped");
+                format!("When all was done and faults had stopped, {said}")
+            }
             (None, "run") => match self.run().cuts.last() {
                 Some(cut) => format!("After the power cut {}, {said}", super::text::cut_words(&self.run(), cut)),
                 None => capital(said),
@@ -122,6 +156,9 @@ impl<'a> Case<'a> {
         if let Some(promise) = super::history::promise(self) {
             sentence.push_str("; ");
             sentence.push_str(&promise);
+        } else if finding.signature.code == "reopen" && !finding.allowed.is_empty() {
+            // Nobody had acknowledged it: only that somebody saw it makes it certain.
+            sentence.push_str("; a read before that had found it");
         }
         sentence.push('.');
         sentence
@@ -134,13 +171,22 @@ fn said_well(text: &str) -> String {
     let parts = text.split_once(": found ").and_then(|(place, rest)| Some((place, rest.split_once(", allowed: ")?)));
     match parts {
         Some((place, (found, allowed))) => {
-            format!("{place} hold {found}, where only {} may be", allowed.replace("; ", " or "))
+            format!("{place} hold {}, where only {} may be", found_words(found), allowed.replace("; ", " or "))
         }
         None => text.to_owned(),
     }
 }
 
-fn capital(words: &str) -> String {
+/// What was found, in the oracle's words but for the most frequent ones.
+pub(super) fn found_words(found: &str) -> String {
+    match found.strip_prefix("superseded content of ") {
+        Some("the initial content") => "the initial content, which had been replaced".to_owned(),
+        Some(whose) => format!("content of {whose} that had been replaced"),
+        None => found.to_owned(),
+    }
+}
+
+pub(super) fn capital(words: &str) -> String {
     let mut letters = words.chars();
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use blkproof_fault::disk::Profile as CutProfile;
 use blkproof_sim::{FaultDone, Strategy};
-use blkproof_torture::campaign::Results;
+use blkproof_torture::campaign::{Campaign, Results};
 use blkproof_torture::plan::{Act, CrashPlan, Plan};
 use blkproof_torture::run::Stats;
-use blkproof_torture::workload::{Profile, TargetInfo, generate};
+use blkproof_torture::workload::TargetInfo;
 
 use crate::text::{count, plural};
 
@@ -60,11 +60,13 @@ impl Coverage {
     /// Of a campaign from this first seed: what its plans had, and what it made of their power cuts. Makes the plans of
     /// its first seeds again to see what they have.
     #[must_use]
-    pub fn of(results: &Results, first: u64, info: &TargetInfo, profile: &Profile) -> Self {
+    pub fn of(results: &Results, campaign: &Campaign, info: &TargetInfo) -> Self {
         let mut coverage = Self { stats: results.stats, seeds: results.seeds, ..Self::default() };
         coverage.all_variants = info.variants.iter().map(|variant| variant.options.clone()).collect();
-        for seed in (first..).take(usize::try_from(results.seeds.min(SEEDS_MAX)).unwrap_or(usize::MAX)) {
-            coverage.add(&generate(seed, info, profile));
+        let seeds =
+            (0..).map(|number| campaign.first.wrapping_add(number)).filter(|seed| !results.unfinished.contains(seed));
+        for seed in seeds.take(usize::try_from(results.seeds.min(SEEDS_MAX)).unwrap_or(usize::MAX)) {
+            coverage.add(&campaign.plan(seed, info));
         }
         coverage
     }
@@ -98,8 +100,14 @@ impl Coverage {
         if !absent.is_empty() {
             lines.push(format!("never drawn: {}", absent.join(", ")));
         }
-        let left: Vec<_> =
-            self.all_variants.iter().filter(|options| !self.variants.contains(*options)).map(|it| words(it)).collect();
+        let mut left: Vec<String> = Vec::new();
+        for options in self.all_variants.iter().filter(|options| !self.variants.contains(*options)) {
+            // Some differ in their size only.
+            let words = words(options);
+            if !left.contains(&words) {
+                left.push(words);
+            }
+        }
         if !left.is_empty() {
             lines.push(format!("images never made: {}", left.join("; ")));
         }
@@ -137,7 +145,7 @@ impl Coverage {
             plural(states, "state"),
             count(distinct),
             if possible == u64::MAX { "more than " } else { "about " },
-            count(possible)
+            if possible == u64::MAX { "2^64".to_owned() } else { count(possible) }
         )
     }
 

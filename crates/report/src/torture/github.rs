@@ -26,10 +26,10 @@ pub fn annotations(suites: &[Suite<'_>]) -> String {
 fn annotation(entry: &Entry<'_>, more: usize) -> String {
     let case = &entry.case;
     let rule = case.rule();
-    let kind = if entry.known.is_some() { "notice" } else { "error" };
-    let title = format!("{}: {} ({}, {})", case.plan.target.name, rule.severity.name(), rule.code, rule.section);
+    let kind = if entry.standing.fails() { "error" } else { "notice" };
+    let title = format!("{}: {} ({}, {})", case.plan.target.name, case.severity().name(), rule.code, rule.section);
     let mut lines = vec![case.sentence()];
-    lines.extend(entry.known.as_ref().map(|known| format!("Known: {known}")));
+    lines.extend(entry.known_words().map(|known| super::case::capital(&known)));
     lines.push(String::new());
     let run = case.run();
     for row in table::rows(case, &run) {
@@ -38,7 +38,7 @@ fn annotation(entry: &Entry<'_>, more: usize) -> String {
         lines.extend(row.faults.iter().map(|fault| format!("  {fault}")));
     }
     lines.push(String::new());
-    lines.push(case.replay_command());
+    lines.extend(case.replay_command().lines().map(str::to_owned));
     if more > 0 {
         lines.push(format!("and {} more, which are not shown here", plural(more as u64, "finding")));
     }

@@ -12,7 +12,8 @@ pub(crate) const SECTOR: u64 = 512;
 /// One line of a sector's history.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Line {
-    pub(crate) op: OpId,
+    /// `None`: not of the plan, but of the end of every run.
+    pub(crate) op: Option<OpId>,
     pub(crate) what: String,
     pub(crate) outcome: String,
     /// It, or something later, survives a power cut.
@@ -30,14 +31,15 @@ pub(crate) fn sector(case: &Case<'_>) -> Option<u64> {
 /// The requests that touched the guilty sector, and the flushes between them, in the order in which they were sent.
 pub(crate) fn lines(case: &Case<'_>) -> Vec<Line> {
     let run = case.run();
-    case.outcome.history.iter().map(|event| line(case, &run, event)).collect()
+    let lines = case.outcome.history.iter().map(|event| line(case, &run, event));
+    // That all is drained before it is read again goes without saying.
+    lines.filter(|line| line.op.is_some() || line.touches).collect()
 }
 
 fn line(case: &Case<'_>, run: &Run<'_>, event: &Event) -> Line {
     let ours = case.plan.ops.iter().any(|op| op.id == event.op);
     let what = match (&event.act, ours) {
         (Act::Read { .. }, false) => "everything is read at the end".to_owned(),
-        (Act::Drain, false) => "drain at the end".to_owned(),
         (act, _) => act.describe(),
     };
     let outcome = match (event.ending, event.dropped, event.ended) {
@@ -52,7 +54,13 @@ fn line(case: &Case<'_>, run: &Run<'_>, event: &Event) -> Line {
         (None, None, _) => "in flight".to_owned(),
     };
     let touches = !matches!(event.act, Act::Flush | Act::Drain | Act::Reopen);
-    Line { op: event.op, what, outcome, durable: event.durable && touches && event.act.writes(), touches }
+    Line {
+        op: ours.then_some(event.op),
+        what,
+        outcome,
+        durable: event.durable && touches && event.act.writes(),
+        touches,
+    }
 }
 
 /// What the wrong bytes hold, in the oracle's words.

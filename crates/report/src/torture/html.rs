@@ -25,6 +25,23 @@ pub fn html(suites: &[Suite<'_>]) -> String {
         0 => "nothing found".to_owned(),
         some => plural(some as u64, "finding"),
     };
+    let mut out = head(&title);
+    for (index, suite) in suites.iter().enumerate() {
+        one(index, suite, &mut out);
+    }
+    if suites.is_empty() {
+        out.push_str("<p class=\"soft\">No target was tortured.</p>\n");
+    }
+    out.push_str(FOOT);
+    out
+}
+
+/// What ends a page.
+pub(super) const FOOT: &str =
+    concat!("<footer>Made by blkproof ", env!("CARGO_PKG_VERSION"), ".</footer>\n</body>\n</html>\n");
+
+/// A page up to its body. Of outside come neither the title nor anything before it.
+pub(super) fn head(title: &str) -> String {
     let mut out = String::with_capacity(1 << 16);
     let _ = write!(
         out,
@@ -35,17 +52,10 @@ pub fn html(suites: &[Suite<'_>]) -> String {
          <meta name=\"color-scheme\" content=\"light dark\"/>\n\
          <title>{title} · blkproof torture</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
     );
-    for (index, suite) in suites.iter().enumerate() {
-        one(index, suite, &mut out);
-    }
-    if suites.is_empty() {
-        out.push_str("<p class=\"soft\">No target was tortured.</p>\n");
-    }
-    let _ = write!(out, "<footer>Made by blkproof {}.</footer>\n</body>\n</html>\n", env!("CARGO_PKG_VERSION"));
     out
 }
 
-fn text(words: &str) -> String {
+pub(super) fn text(words: &str) -> String {
     markup(&cut(words, TEXT_MAX))
 }
 
@@ -56,19 +66,29 @@ fn pre(lines: &str) -> String {
 }
 
 fn one(index: usize, suite: &Suite<'_>, out: &mut String) {
-    let verdict = match (suite.failures(), suite.entries.len()) {
-        (0, 0) => "<span class=\"good\">nothing found</span>".to_owned(),
-        (0, known) => format!("<span class=\"good\">nothing new</span>, {} known", count(known as u64)),
-        (failures, _) => format!("<span class=\"bad\">{}</span>", plural(failures as u64, "finding")),
-    };
+    let look = if suite.failures() > 0 { "bad" } else { "good" };
+    let verdict = format!("<span class=\"{look}\">{}</span>", text(&super::summary::verdict(suite)));
     let _ =
         writeln!(out, "<section class=\"suite\">\n<h1>{}: {verdict}</h1>\n<dl class=\"facts\">", text(suite.target));
-    for (name, value) in [
-        ("profile", text(suite.profile)),
-        ("seeds", count(suite.seeds)),
-        ("requests", count(suite.ops)),
-        ("time", format!("{:.1} s", suite.seconds)),
-    ] {
+    let stats = &suite.stats;
+    let mut facts = Vec::new();
+    if let Some(first) = suite.first {
+        facts.extend([("profile", text(suite.profile)), ("first seed", format!("{first:#x}"))]);
+    }
+    facts.extend([
+        ("requests", count(stats.ops)),
+        ("failed below on purpose", count(stats.faults)),
+        ("dropped", count(stats.drops)),
+        ("moments of power cuts", count(stats.points)),
+        ("crash states", count(stats.states)),
+        ("of these distinct", super::summary::share(stats)),
+        ("images checked", count(stats.checks)),
+    ]);
+    facts.extend(suite.seconds.map(|seconds| ("time", format!("{seconds:.1} s"))));
+    if suite.first.is_some() {
+        facts.push(("ended because", suite.ended.words().to_owned()));
+    }
+    for (name, value) in facts {
         let _ = write!(out, "<div><dt>{name}</dt><dd>{value}</dd></div>");
     }
     out.push_str("</dl>\n");
@@ -97,16 +117,16 @@ fn one(index: usize, suite: &Suite<'_>, out: &mut String) {
 fn finding(id: &str, entry: &Entry<'_>, out: &mut String) {
     let case = &entry.case;
     let (rule, run) = (case.rule(), case.run());
-    let look = match (&entry.known, rule.severity) {
-        (Some(_), _) => "known",
-        (None, Severity::LostData | Severity::WrongData | Severity::Corrupt) => "worst",
-        (None, _) => "other",
+    let look = match (entry.standing.fails(), case.severity()) {
+        (false, _) => "known",
+        (true, Severity::LostData | Severity::WrongData | Severity::Corrupt) => "worst",
+        (true, _) => "other",
     };
     let _ = write!(
         out,
         "<article id=\"{id}\">\n<header><p><b class=\"badge {look}\">{}</b> <code>{}</code> <span class=\"soft\">{}</span></p>\n\
          <h2 class=\"sentence\">{}</h2>\n<p class=\"soft\">What must hold: {}.",
-        rule.severity.name(),
+        case.severity().name(),
         text(&case.finding.signature.code),
         rule.section,
         text(&case.sentence()),
@@ -116,19 +136,19 @@ fn finding(id: &str, entry: &Entry<'_>, out: &mut String) {
         let _ = write!(out, " {}", text(&line));
     }
     out.push_str("</p>\n");
-    if let Some(known) = &entry.known {
-        let _ = writeln!(out, "<p>Known: {}</p>", text(known));
+    if let Some(known) = entry.known_words() {
+        let _ = writeln!(out, "<p>{}.</p>", text(&super::case::capital(&known)));
     }
     if !case.repeats() {
         out.push_str("<p class=\"bad\">The run of the plan below did not show it again.</p>\n");
     }
     out.push_str("</header>\n<h3>Repeat</h3>\n");
-    let mut commands = case.replay_command();
-    if let Some(again) = case.seed_command() {
-        commands.push('\n');
-        commands.push_str(&again);
+    let mut commands: Vec<String> = case.plan_file.map(|_| case.replay_command()).into_iter().collect();
+    commands.extend(case.seed_command());
+    if commands.is_empty() {
+        commands.push(case.here_command());
     }
-    out.push_str(&pre(&commands));
+    out.push_str(&pre(&commands.join("\n")));
     plan(case, &run, out);
     let svg = timeline::svg(case);
     if !svg.is_empty() {
@@ -137,7 +157,7 @@ fn finding(id: &str, entry: &Entry<'_>, out: &mut String) {
     sector(case, out);
     power_cut(case, &run, out);
     out.push_str("<h3>To take along</h3>\n");
-    fold(&format!("Plan file, {}", plan_hash(case.plan)), &case.plan.to_string(), out);
+    fold(&format!("The plan, {}, to be pasted", plan_hash(case.plan)), &case.here_command(), out);
     match qemu_io::script(case) {
         Ok(script) => fold("Script of qemu-io", &script, out),
         Err(why) => {
@@ -148,7 +168,7 @@ fn finding(id: &str, entry: &Entry<'_>, out: &mut String) {
     out.push_str("</article>\n");
 }
 
-fn fold(title: &str, body: &str, out: &mut String) {
+pub(super) fn fold(title: &str, body: &str, out: &mut String) {
     let _ = writeln!(out, "<details><summary>{}</summary>\n{}</details>", text(title), pre(body));
 }
 
@@ -215,7 +235,7 @@ fn sector(case: &Case<'_>, out: &mut String) {
             out,
             "<tr{}><td>{}</td><td>{}</td><td>{}{}</td></tr>",
             if line.touches { "" } else { " class=\"aside\"" },
-            line.op,
+            line.op.map(|op| op.to_string()).unwrap_or_default(),
             text(&line.what),
             text(&line.outcome),
             if line.durable { ", <b>durable</b>" } else { "" }
@@ -223,7 +243,8 @@ fn sector(case: &Case<'_>, out: &mut String) {
     }
     out.push_str("</tbody></table></div>\n<dl class=\"facts\">");
     if let Some(found) = history::found(case) {
-        let _ = write!(out, "<div><dt>holds</dt><dd class=\"bad\">{}</dd></div>", text(found));
+        let _ =
+            write!(out, "<div><dt>holds</dt><dd class=\"bad\">{}</dd></div>", text(&super::case::found_words(found)));
     }
     let allowed = case.finding.allowed.join(" or ");
     let _ = writeln!(out, "<div><dt>may hold</dt><dd>{}</dd></div></dl>", text(&allowed));

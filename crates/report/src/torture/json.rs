@@ -1,10 +1,12 @@
-//! Findings for programs: schema `blkproof.torture/1`.
+//! Findings for programs: schema `blkproof.torture/1`, and `blkproof.torture-finding/1` of each.
 //!
 //! Numbers are bytes, moves or counts, never text, but for seeds and hashes, which do not fit what other languages make
 //! of numbers; ranges are objects of `offset` and `length`.
 
 use blkproof_block::ByteRange;
 use blkproof_sim::IoKey;
+use blkproof_torture::run::Stats;
+use blkproof_torture::store::Standing;
 use serde_json::{Value, json};
 
 use super::crash::Fate;
@@ -15,33 +17,90 @@ use super::{Case, Suite, crash, history, qemu_io, rust_test};
 /// The schema's name. Its number grows when a key changes its meaning or goes; new keys may come at any time.
 pub const SCHEMA: &str = "blkproof.torture/1";
 
-/// Campaigns, as one object.
+/// The same of a finding.
+pub const FINDING_SCHEMA: &str = "blkproof.torture-finding/1";
+
+/// Campaigns, as one object; `again` is the command that does the same, and `exit_status` what it ended with.
 #[must_use]
-pub fn suites(suites: &[Suite<'_>]) -> Value {
-    json!({ "schema": SCHEMA, "targets": suites.iter().map(suite).collect::<Value>() })
+pub fn suites(suites: &[Suite<'_>], again: &str, exit_status: u8) -> Value {
+    json!({
+        "schema": SCHEMA,
+        "again": again,
+        "exit-status": exit_status,
+        "targets": suites.iter().map(suite).collect::<Value>(),
+    })
 }
 
 fn suite(suite: &Suite<'_>) -> Value {
-    let (exhausted, points) = suite.coverage.map_or((0, 0), super::Coverage::exhaustive);
     json!({
         "target": suite.target,
         "profile": suite.profile,
+        "first-seed": suite.first.map(|first| format!("{first:#x}")),
         "seeds": suite.seeds,
-        "requests": suite.ops,
+        "ended": suite.ended.name(),
         "seconds": suite.seconds,
+        "stats": stats(&suite.stats),
         "failures": suite.failures(),
         "findings": suite.entries.iter().map(entry).collect::<Value>(),
-        "crash-points": { "exhaustive": exhausted, "all": points },
         "not-tested": suite.coverage.map(super::Coverage::not_tested),
     })
 }
 
-fn entry(entry: &Entry<'_>) -> Value {
+/// One finding, with what is known of it.
+#[must_use]
+pub fn entry(entry: &Entry<'_>) -> Value {
     let mut value = case(&entry.case);
-    if let (Some(known), Value::Object(keys)) = (&entry.known, &mut value) {
-        keys.insert("known".to_owned(), known.clone().into());
+    if let Value::Object(keys) = &mut value {
+        keys.insert("standing".to_owned(), entry.standing.name().into());
+        keys.insert("known".to_owned(), known(&entry.standing));
     }
     value
+}
+
+/// What is known of a finding: `null`, or until when and why.
+#[must_use]
+pub fn known(standing: &Standing) -> Value {
+    match standing {
+        Standing::New => Value::Null,
+        Standing::Known(issue) | Standing::Expired(issue) => {
+            json!({ "until": issue.until.to_string(), "why": issue.why })
+        }
+    }
+}
+
+/// Figures.
+#[must_use]
+pub fn stats(stats: &Stats) -> Value {
+    let Stats {
+        ops,
+        moves,
+        ios,
+        faults,
+        drops,
+        judged,
+        reopens,
+        points,
+        exhausted,
+        possible,
+        states,
+        distinct,
+        checks,
+    } = *stats;
+    json!({
+        "requests": ops,
+        "moves": moves,
+        "disk-requests": ios,
+        "faults": faults,
+        "dropped": drops,
+        "bytes-judged": judged,
+        "reopens": reopens,
+        "crash-points": points,
+        "crash-points-exhausted": exhausted,
+        "crash-states-possible": possible,
+        "crash-states": states,
+        "crash-states-distinct": distinct,
+        "checks": checks,
+    })
 }
 
 /// One finding, as one object.
@@ -54,14 +113,14 @@ pub fn case(case: &Case<'_>) -> Value {
         Err(why) => (None, Some(why)),
     };
     json!({
-        "schema": SCHEMA,
+        "schema": FINDING_SCHEMA,
         "target": case.plan.target.name,
         "signature": signature.to_string(),
         "code": signature.code,
         "class": signature.class,
         "phase": signature.phase,
         "site": signature.site,
-        "severity": rule.severity.name(),
+        "severity": case.severity().name(),
         "rule": { "section": rule.section, "holds": rule.holds },
         "sentence": case.sentence(),
         "text": finding.text,
@@ -76,6 +135,7 @@ pub fn case(case: &Case<'_>) -> Value {
         "origin": origin(case),
         "replay": case.replay_command(),
         "replay-seed": case.seed_command(),
+        "plan-file": case.plan_file,
         "plan-hash": super::plan_hash(case.plan),
         "plan": case.plan.to_string(),
         "ops": ops(case, &run),
@@ -111,6 +171,7 @@ fn origin(case: &Case<'_>) -> Value {
         "requests": origin.ops,
         "profile": origin.profile,
         "shrunk": shrunk,
+        "shrunk-words": origin.shrunk_words,
     })
 }
 

@@ -34,7 +34,7 @@ fn one(suite: &Suite<'_>, out: &mut String) {
         tests += 1;
         let words = markup(&format!("{} ({}): {}", rule.code, rule.section, rule.holds));
         let _ = write!(cases, "    <testcase classname=\"{name}\" name=\"{words}\" time=\"0\"");
-        let failing: Vec<_> = broken.iter().filter(|entry| entry.known.is_none()).collect();
+        let failing: Vec<_> = broken.iter().filter(|entry| entry.standing.fails()).collect();
         match (failing.first(), broken.first()) {
             (Some(first), _) => {
                 failures += 1;
@@ -49,7 +49,7 @@ fn one(suite: &Suite<'_>, out: &mut String) {
             }
             (None, Some(known)) => {
                 skipped += 1;
-                let why = known.known.as_deref().unwrap_or_default();
+                let why = &known.known_words().unwrap_or_default();
                 let _ = write!(cases, ">\n      <skipped message=\"{}\"/>\n    </testcase>\n", markup(why));
             }
             (None, None) => cases.push_str("/>\n"),
@@ -60,7 +60,9 @@ fn one(suite: &Suite<'_>, out: &mut String) {
         "  <testsuite name=\"{name}\" tests=\"{tests}\" failures=\"{failures}\" errors=\"0\" skipped=\"{skipped}\" \
          time=\"{:.3}\">\n    <properties>\n      <property name=\"seeds\" value=\"{}\"/>\n      <property name=\"requests\" \
          value=\"{}\"/>\n    </properties>\n{cases}",
-        suite.seconds, suite.seeds, suite.ops
+        suite.seconds.unwrap_or_default(),
+        suite.seeds,
+        suite.stats.ops
     );
     if let Some(coverage) = suite.coverage {
         let lines: Vec<_> = coverage.not_tested().iter().map(|line| markup(line)).collect();
@@ -75,6 +77,6 @@ fn rules() -> impl Iterator<Item = &'static Rule> {
 
 /// The report, line by line: what would move a cursor, or end an element, does neither.
 fn body(entry: &Entry<'_>) -> String {
-    let text = report(&entry.case, &Show::default());
+    let text = report(entry, &Show::full());
     text.lines().map(markup).collect::<Vec<_>>().join("\n")
 }

@@ -6,13 +6,15 @@
 //! - [`timeline`]: what was in flight when, as text and as SVG;
 //! - [`qemu_io`] and [`rust_test`]: the plan for those who do not have this program;
 //! - [`json`] (schema `blkproof.torture/1`), [`junit`], [`github`]: for machines;
-//! - [`html`]: all of it as one page that needs nothing else.
+//! - [`html`]: all of it as one page that needs nothing else;
+//! - [`gallery`]: how well bugs that were planted are found.
 //!
 //! A [`Suite`] is what a campaign against one target found, and what it did not test.
 //!
 //! Names of targets, options, panics and file names come from outside; each rendering escapes them in its own way.
 
 pub mod coverage;
+pub mod gallery;
 pub mod github;
 pub mod html;
 pub mod json;
@@ -21,6 +23,7 @@ pub mod neighbours;
 pub mod qemu_io;
 pub mod rules;
 pub mod rust_test;
+pub mod summary;
 pub mod text;
 pub mod timeline;
 
@@ -37,4 +40,4 @@ pub use self::coverage::Coverage;
 pub use self::neighbours::Neighbour;
 pub use self::replay::{plan_hash, quoted};
 pub use self::rules::{Rule, Severity};
-pub use self::suite::{Entry, Suite};
+pub use self::suite::{Ended, Entry, Suite, known_words};

@@ -3,7 +3,7 @@
 
 use blkproof_torture::finding::Signature;
 use blkproof_torture::plan::{CrashPlan, CutState, Plan};
-use blkproof_torture::run::{Outcome, Settings, run};
+use blkproof_torture::run::{Outcome, Settings, run_until};
 use blkproof_torture::target::Target;
 
 /// Requests whose loss is tried, at most.
@@ -19,9 +19,16 @@ pub struct Neighbour {
 }
 
 /// Runs the plan with its power cut left as it is, but with all of what was not durable lost, with all of it kept, and
-/// with each single request lost or kept. Empty for a plan without a cut to look into.
+/// with each single request lost or kept. Empty for a plan without a cut to look into. When `stop` says so, it ends with
+/// what it has.
 #[must_use]
-pub fn look(plan: &Plan, outcome: &Outcome, signature: &Signature, target: &dyn Target) -> Vec<Neighbour> {
+pub fn look(
+    plan: &Plan,
+    outcome: &Outcome,
+    signature: &Signature,
+    target: &dyn Target,
+    stop: &dyn Fn() -> bool,
+) -> Vec<Neighbour> {
     let CrashPlan::At { point, state, again } = &plan.crash else { return Vec::new() };
     let ios = outcome.undecided.as_deref().unwrap_or_default();
     let mut states = vec![CutState::AllOld, CutState::AllNew];
@@ -35,11 +42,11 @@ pub fn look(plan: &Plan, outcome: &Outcome, signature: &Signature, target: &dyn 
     let settings = Settings::default();
     let judge = |state: CutState| {
         let crash = CrashPlan::At { point: *point, state: state.clone(), again: again.clone() };
-        let outcome = run(&Plan { crash, ..plan.clone() }, target, &settings);
+        let outcome = run_until(&Plan { crash, ..plan.clone() }, target, &settings, stop)?;
         let fails = outcome.findings.iter().any(|finding| finding.signature == *signature);
-        Neighbour { state, fails }
+        Some(Neighbour { state, fails })
     };
-    states.into_iter().map(judge).collect()
+    states.into_iter().map_while(judge).collect()
 }
 
 /// In words, a line for those that fail and one for those that pass.

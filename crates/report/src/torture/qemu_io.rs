@@ -15,7 +15,7 @@ use blkproof_torture::plan::{Act, OpId};
 use super::Case;
 use super::model::{Below, End, Run};
 use super::replay::quoted;
-use crate::text::safe;
+use crate::text::{safe, wrap};
 
 /// The script.
 ///
@@ -28,7 +28,7 @@ pub fn script(case: &Case<'_>) -> Result<String, String> {
     let sessions = sessions(case, &run)?;
     let rules = rules(&run)?;
     let mut out = String::from("#!/bin/sh\n");
-    let _ = writeln!(out, "# {}", safe(&case.sentence()));
+    out.push_str(&wrap(&safe(&case.sentence()), "# ", 100));
     out.push_str("# qemu-io compares patterns where it reads; it exits with 1 if one is not what it should be.\n");
     let target = &case.plan.target;
     let options: Vec<_> = target.options.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -67,6 +67,24 @@ pub fn script(case: &Case<'_>) -> Result<String, String> {
 /// The pattern of the base image.
 const BASE: u8 = 0xba;
 
+/// Options of an image that `qemu-img create` knows.
+fn options_of(format: &str) -> &'static [&'static str] {
+    match format {
+        "qcow2" => &[
+            "compat",
+            "cluster_size",
+            "refcount_bits",
+            "lazy_refcounts",
+            "extended_l2",
+            "compression_type",
+            "preallocation",
+        ],
+        "vdi" => &["static", "preallocation"],
+        "raw" => &["preallocation"],
+        _ => &[],
+    }
+}
+
 /// Whether all of it can be said at all.
 fn possible(case: &Case<'_>, run: &Run<'_>) -> Result<(), String> {
     if case.finding.cut.is_some() || !run.cuts.is_empty() {
@@ -75,8 +93,9 @@ fn possible(case: &Case<'_>, run: &Run<'_>) -> Result<(), String> {
     if !run.known {
         return Err("what happened when is not known".to_owned());
     }
-    if case.plan.target.options.iter().any(|(name, _)| name.ends_with("-cache-size") || name.contains("snapshot")) {
-        return Err("the options of the image are not those of qemu-img".to_owned());
+    let known = options_of(case.format.unwrap_or_default());
+    if let Some((name, value)) = case.plan.target.options.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+        return Err(format!("qemu-img makes no image with {name}={value}"));
     }
     let mut last: Option<(OpId, u64)> = None;
     let mut sent: Vec<_> = run.requests.iter().filter(|request| request.sent.is_some()).collect();

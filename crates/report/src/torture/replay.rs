@@ -31,10 +31,28 @@ pub fn quoted(word: &str) -> String {
 }
 
 impl Case<'_> {
-    /// Repeats exactly this run.
+    /// The command that shows it again: the plan's file if there is one, else the seed; a plan without either is in the
+    /// command itself.
     #[must_use]
     pub fn replay_command(&self) -> String {
-        format!("blkproof replay {}", quoted(self.plan_file))
+        match (self.plan_file, self.seed_command()) {
+            (Some(file), _) => format!("blkproof replay {}", quoted(file)),
+            (None, Some(command)) => command,
+            (None, None) => self.here_command(),
+        }
+    }
+
+    /// Repeats exactly this run, wherever it is pasted: the plan is in it. Many lines, the last one without an end.
+    #[must_use]
+    pub fn here_command(&self) -> String {
+        let plan = self.plan.to_string();
+        // A word that no line of the plan is.
+        let mut end = "END".to_owned();
+        while plan.lines().any(|line| line == end) {
+            end.push('_');
+        }
+        let newline = if plan.ends_with('\n') { "" } else { "\n" };
+        format!("blkproof replay - <<'{end}'\n{plan}{newline}{end}")
     }
 
     /// Finds it again from its seed, and shrinks it; with the same build and profile.

@@ -1,7 +1,5 @@
 //! The plan as a test to paste into a driver's own.
 
-use blkproof_torture::target;
-
 use super::Case;
 use crate::text::{safe, wrap};
 
@@ -13,24 +11,23 @@ pub fn source(case: &Case<'_>) -> String {
     let marks = (1..).map(|count| "#".repeat(count)).find(|marks| !plan.contains(&format!("\"{marks}")));
     let marks = marks.unwrap_or_default();
     let name = &case.plan.target.name;
-    let target = match case.target_expression {
-        Some(expression) => expression.to_owned(),
-        None if target::names().any(|ours| ours == name) => format!("target::find({name:?}).unwrap()"),
-        None => format!(
-            "&MyDriver /* whose name is {} */",
-            safe(&format!("{name:?}")).replace("*/", "* /").replace("/*", "/ *")
-        ),
+    let target = match (case.target_expression, name.as_str()) {
+        (Some(expression), _) => expression.to_owned(),
+        (None, "raw") => "blkproof_torture::target::Raw".to_owned(),
+        (None, "qcow2") => "blkproof_torture::target::Qcow2".to_owned(),
+        (None, "vdi") => "blkproof_torture::target::Vdi".to_owned(),
+        (None, _) => {
+            format!(
+                "MyDriver /* whose name is {} */",
+                safe(&format!("{name:?}")).replace("*/", "* /").replace("/*", "/ *")
+            )
+        }
     };
     format!(
         "{sentence}\
          #[test]\n\
          fn {function}() {{\n\
-         \u{20}   use blkproof_torture::run::{{Settings, run}};\n\
-         \u{20}   use blkproof_torture::{{plan::Plan, target}};\n\n\
-         \u{20}   let plan: Plan = r{marks}\"{plan}\"{marks}.parse().unwrap();\n\
-         \u{20}   let target: &dyn target::Target = {target};\n\
-         \u{20}   let outcome = run(&plan, target, &Settings::default());\n\
-         \u{20}   assert_eq!(outcome.findings, []);\n\
+         \u{20}   blkproof_torture::check({target}).plan(r{marks}\"\n{plan}\"{marks});\n\
          }}\n",
         sentence = wrap(&safe(&case.sentence()), "/// ", 116),
         function = function(case),

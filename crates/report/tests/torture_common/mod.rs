@@ -4,9 +4,10 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use blkproof_report::torture::{Case, Coverage, Entry, Suite};
+use blkproof_report::torture::{Case, Coverage, Ended, Entry, Suite};
 use blkproof_torture::plan::{Plan, TargetSpec};
-use blkproof_torture::run::{Outcome, Settings, run};
+use blkproof_torture::run::{Outcome, Settings, Stats, run};
+use blkproof_torture::store::{Issue, Standing};
 use blkproof_torture::target::{Content, Files, Opening, Target};
 
 pub const EVENTS: Settings = Settings { steps: 1_000_000, findings: 1, check: true, events: true };
@@ -60,14 +61,24 @@ pub fn outcome(plan: &Plan) -> Outcome {
 /// The case of a plan that fails.
 pub fn with_case<T>(plan: &Plan, tell: impl FnOnce(Case<'_>) -> T) -> T {
     let outcome = outcome(plan);
-    let case = Case::of_run(plan, &outcome, "finding.toml").expect("the plan fails");
+    let case = Case::of_run(plan, &outcome, Some("finding.toml")).expect("the plan fails");
     tell(Case { format: Some("vdi"), ..case })
 }
 
 /// A suite of a campaign with these findings.
 pub fn suite<'a>(target: &'a str, cases: &[Case<'a>], coverage: &'a Coverage) -> Suite<'a> {
-    let entries = cases.iter().map(|case| Entry { case: *case, known: None }).collect();
-    Suite { target, profile: "quick", seeds: 17, ops: 421, seconds: 1.25, entries, coverage: Some(coverage) }
+    let entries = cases.iter().map(|case| Entry::new(*case)).collect();
+    let stats =
+        Stats { ops: 421, faults: 7, points: 40, exhausted: 10, states: 300, distinct: 150, ..Stats::default() };
+    let ended = Ended::Findings;
+    let coverage = Some(coverage);
+    Suite { target, profile: "quick", first: Some(3), seeds: 17, stats, ended, seconds: Some(1.25), entries, coverage }
+}
+
+/// Known until that day.
+pub fn known(why: &str) -> Standing {
+    let signature = "flush::recovery:".parse().unwrap();
+    Standing::Known(Issue { signature, target: None, until: "2099-01-01".parse().unwrap(), why: why.to_owned() })
 }
 
 /// What breaks out of every place that does not escape it.

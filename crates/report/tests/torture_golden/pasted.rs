@@ -1,11 +1,10 @@
-/// After the image was closed and opened again, bytes 0x200..0x400 hold superseded content of the initial content,
-/// where only op 2 (write 0x200..0x400, completed) may be; flush 3, sent after op 2 had completed, had succeeded.
+/// After the image was closed and opened again, bytes 0x200..0x400 hold the initial content, which had been
+/// replaced, where only op 2 (write 0x200..0x400, completed) may be; flush 3, sent after op 2 had completed, had
+/// succeeded.
 #[test]
 fn v1_map_before_data_reopen_1f52() {
-    use blkproof_torture::run::{Settings, run};
-    use blkproof_torture::{plan::Plan, target};
-
-    let plan: Plan = r#"schema = "blkproof.plan/1"
+    blkproof_torture::check(blkproof_torture::target::Vdi).plan(r#"
+schema = "blkproof.plan/1"
 seed = 1
 ops = [
     "1 write 0+512",
@@ -19,8 +18,5 @@ faults = [
 [target]
 name = "v1-map-before-data"
 size = "1M"
-"#.parse().unwrap();
-    let target: &dyn target::Target = target::find("vdi").unwrap();
-    let outcome = run(&plan, target, &Settings::default());
-    assert_eq!(outcome.findings, []);
+"#);
 }

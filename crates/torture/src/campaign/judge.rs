@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use blkproof_sim::IoKey;
 
 use crate::plan::Plan;
-use crate::run::{Settings, run};
+use crate::run::{Settings, run_until};
 use crate::shrink::{Judge, Verdict};
 use crate::target::Target;
 
@@ -19,6 +19,8 @@ pub struct Replays<'a> {
     pub settings: Settings,
     /// By so many threads.
     pub jobs: usize,
+    /// Whether to end: candidates that are under way then count as unfit.
+    pub stop: &'a (dyn Fn() -> bool + Sync),
 }
 
 impl std::fmt::Debug for Replays<'_> {
@@ -54,7 +56,7 @@ impl Judge for Replays<'_> {
     }
 
     fn pending(&self, plan: &Plan) -> Option<Vec<IoKey>> {
-        run(plan, self.target, &self.settings).undecided
+        run_until(plan, self.target, &self.settings, self.stop)?.undecided
     }
 }
 
@@ -64,7 +66,7 @@ impl Replays<'_> {
         if plan.validate().is_err() {
             return Verdict::Invalid;
         }
-        let outcome = run(plan, self.target, &self.settings);
+        let Some(outcome) = run_until(plan, self.target, &self.settings, self.stop) else { return Verdict::Invalid };
         match outcome.findings.into_iter().next() {
             None => Verdict::Passes,
             // The plan asks for something that is not there.

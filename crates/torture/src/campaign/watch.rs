@@ -5,12 +5,12 @@ use crate::shrink::Progress;
 
 /// Hears of what a campaign does, from whichever thread does it.
 pub trait Watch: Sync {
-    /// Whether it is to end.
+    /// Whether it is to end: no seed is begun any more, and those under way are given up. Asked often, by every thread.
     fn stop(&self) -> bool {
         false
     }
 
-    /// Whether shrinking is to end with what it has.
+    /// Whether shrinking is to end with what it has. Asked as often.
     fn stop_shrinking(&self) -> bool {
         false
     }

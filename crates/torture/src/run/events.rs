@@ -8,6 +8,9 @@ use blkproof_sim::{IoInfo, IoKey, MoveKey, Step};
 
 use crate::plan::{CutPoint, CutState, FaultSpec, OpId};
 
+/// What [`What::Begins`] says when the plan is done: nothing fails any more from here on.
+pub(crate) const QUIET: &str = "faults stop; all is drained and read";
+
 /// One thing that happened.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Event {

@@ -11,7 +11,9 @@
 mod adversary;
 mod client;
 mod events;
+mod failing;
 mod finding;
+mod halt;
 mod life;
 mod now;
 mod panics;
@@ -25,10 +27,15 @@ use crate::oracle;
 use crate::plan::Plan;
 use crate::target::Target;
 
+pub(crate) use self::events::QUIET;
 pub use self::events::{Event, What};
+pub(crate) use self::failing::Failing;
 pub use self::finding::Finding;
 pub(crate) use self::now::now;
+pub(crate) use self::panics::{Panic, caught};
+pub(crate) use self::recover::judge_check;
 pub use self::stats::Stats;
+pub(crate) use self::touched::Touched;
 
 /// Bounds of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,5 +80,15 @@ pub struct Outcome {
 
 /// Runs a plan.
 pub fn run(plan: &Plan, target: &dyn Target, settings: &Settings) -> Outcome {
-    life::go(plan, target, settings)
+    life::go(plan, target, settings, &halt::Halt::new(&|| false))
+}
+
+/// Runs a plan, unless it has to stop before its end: then there is no outcome, for half of a run says nothing.
+///
+/// `stop` is asked every few hundred moves and before each state after a power cut, by the thread that calls; once it
+/// says so, it is not asked again. A driver that never gives the thread back is not interrupted.
+pub fn run_until(plan: &Plan, target: &dyn Target, settings: &Settings, stop: &dyn Fn() -> bool) -> Option<Outcome> {
+    let halt = halt::Halt::new(stop);
+    let outcome = life::go(plan, target, settings, &halt);
+    (!halt.heard()).then_some(outcome)
 }

@@ -13,15 +13,15 @@ static HOOK: Once = Once::new();
 
 /// A panic that was caught.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Panic {
+pub(crate) struct Panic {
     /// What it said.
-    pub(super) text: String,
+    pub(crate) text: String,
     /// File and line, without the folders above the crate's.
-    pub(super) site: String,
+    pub(crate) site: String,
 }
 
 /// Runs `work`; a panic in it is returned, and not printed.
-pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {

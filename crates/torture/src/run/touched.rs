@@ -30,16 +30,16 @@ const QUICK: Look = Look { around: 1 << 10, whole: 32 << 10, edge: 4 << 10, samp
 
 /// Everything that requests of a plan were about, with what lies around it, and both ends of the disk.
 #[derive(Debug)]
-pub(super) struct Touched(Vec<ByteRange>);
+pub(crate) struct Touched(Vec<ByteRange>);
 
 impl Touched {
     /// For a comparison at the end of a life.
-    pub(super) fn closely(plan: &Plan) -> Self {
+    pub(crate) fn closely(plan: &Plan) -> Self {
         Self::by(plan, &CLOSE)
     }
 
     /// For a look at what a power cut left.
-    pub(super) fn quickly(plan: &Plan) -> Self {
+    pub(crate) fn quickly(plan: &Plan) -> Self {
         Self::by(plan, &QUICK)
     }
 
@@ -79,7 +79,7 @@ impl Touched {
     }
 
     /// Requests that read all of it, as far as it lies inside `size` bytes.
-    pub(super) fn pieces(&self, size: u64) -> impl Iterator<Item = ByteRange> + '_ {
+    pub(crate) fn pieces(&self, size: u64) -> impl Iterator<Item = ByteRange> + '_ {
         self.0.iter().flat_map(move |range| {
             let end = range.end.min(size);
             (range.start..end)

@@ -329,6 +329,13 @@ impl<'a> Search<'a> {
             let verdicts = self.judge.judge(&vec![plan.clone(); runs]);
             let equal = |one: &&Verdict| matches!(one, Verdict::Fails(signature, _) if signature == self.signature);
             let fails = verdicts.iter().filter(equal).count();
+            // A plan that failed before is fit: the judge was told to stop. What it did not run says nothing.
+            if verdicts.contains(&Verdict::Invalid) {
+                if back == 0 {
+                    self.verified = (fails, fails);
+                }
+                return;
+            }
             if back == 0 {
                 self.verified = (fails, runs);
             }

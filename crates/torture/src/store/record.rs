@@ -94,7 +94,7 @@ impl Record {
             "site": signature.site,
             "text": text,
             "op": op,
-            "range": range.map(|range| json!({"start": range.start, "end": range.end})),
+            "range": range.map(|range| json!({"offset": range.start, "length": range.len()})),
             "allowed": allowed,
             "step": step,
             "cut": cut.as_ref().map(|(point, state)| json!({"point": point.to_string(), "state": state.to_string()})),
@@ -104,7 +104,7 @@ impl Record {
         if let (Some(origin), Value::Object(map)) = (&self.origin, &mut json) {
             let Origin { seed, profile, times, ops, plan_ops, shrunk } = origin;
             let origin = json!({
-                "seed": seed, "profile": profile, "times": times, "operations": ops, "plan_ops": plan_ops,
+                "seed": format!("{seed:#x}"), "profile": profile, "times": times, "operations": ops, "plan-ops": plan_ops,
                 "shrunk": shrunk,
             });
             map.insert("origin".to_owned(), origin);
@@ -144,8 +144,8 @@ impl Record {
             text: text(map, "text")?.to_owned(),
             op: optional(map, "op", |op| op.as_u64().and_then(|op| OpId::try_from(op).ok()))?,
             range: optional(map, "range", |range| {
-                let (start, end) = (range.get("start")?.as_u64()?, range.get("end")?.as_u64()?);
-                (start <= end).then_some(ByteRange { start, end })
+                let (start, length) = (range.get("offset")?.as_u64()?, range.get("length")?.as_u64()?);
+                Some(ByteRange { start, end: start.checked_add(length)? })
             })?,
             allowed,
             step: optional(map, "step", Value::as_u64)?.unwrap_or_default(),
@@ -166,11 +166,12 @@ fn origin_of(json: &Value) -> Option<Origin> {
     let number = |key: &str| json.get(key)?.as_u64();
     let text = |key: &str| Some(json.get(key)?.as_str()?.to_owned());
     Some(Origin {
-        seed: number("seed")?,
+        // In text: not every reader of JSON has whole numbers of 64 bits.
+        seed: u64::from_str_radix(text("seed")?.strip_prefix("0x")?, 16).ok()?,
         profile: text("profile")?,
         times: number("times")?,
         ops: number("operations")?,
-        plan_ops: number("plan_ops")?,
+        plan_ops: number("plan-ops")?,
         shrunk: text("shrunk")?,
     })
 }
@@ -192,10 +193,9 @@ fn optional<T>(
 
 fn shrunk_words(shrunk: &Shrunk) -> String {
     let minimal = if shrunk.minimal { ", and no single part of it can be left away" } else { "" };
-    let (failed, of) = shrunk.verified;
-    format!(
-        "{} runs: {}{minimal}; of {of} further runs {failed} failed in the same way",
-        shrunk.runs,
-        shrunk.limit.name()
-    )
+    let again = match shrunk.verified {
+        (_, 0) => String::new(),
+        (failed, of) => format!("; of {of} further runs {failed} failed in the same way"),
+    };
+    format!("{} runs: {}{minimal}{again}", shrunk.runs, shrunk.limit.name())
 }

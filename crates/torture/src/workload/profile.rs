@@ -30,6 +30,19 @@ impl Profile {
     pub const DEEP: Self =
         Self { name: "deep", ops_min: 16, ops_max: 2000, crash_rate: 600, states: 4096, deep_rate: 400, depth: 2 };
 
+    /// The same for a sweep, which runs each plan several times for each request below: so much shorter, and with power
+    /// cuts only where there is time for them.
+    #[must_use]
+    pub fn swept(self) -> Self {
+        Self {
+            ops_min: 2,
+            ops_max: (self.ops_max / 10).clamp(2, 64),
+            crash_rate: if self.name == Self::QUICK.name { 0 } else { self.crash_rate / 5 },
+            states: (self.states / 16).max(1),
+            ..self
+        }
+    }
+
     /// All of them.
     pub const ALL: [Self; 3] = [Self::QUICK, Self::CI, Self::DEEP];
 

@@ -2,7 +2,8 @@
 //!
 //! Time is counted in the moves in which something begins or ends; the others are left out, so that a run of a thousand
 //! moves of which twelve matter takes twelve columns. Only the last [`SPAN_MAX`] of them are shown: those that led to
-//! the finding.
+//! the finding. A short one leaves out what the driver does below while it opens and closes the image, unless that failed
+//! or a power cut decided over it.
 
 mod svg;
 mod text;
@@ -15,11 +16,16 @@ use blkproof_torture::plan::Act;
 
 use super::Case;
 use super::crash::{self, Fate};
-use super::model::{End, Run};
+use super::model::{Below, End, Run};
 use super::table::is_guilty;
+use super::text::Detail;
 
 /// Columns, at most.
 pub const SPAN_MAX: usize = 96;
+/// The same of a short one.
+const SPAN_SHORT: usize = 40;
+/// Lines of a short one, at most.
+const BARS_SHORT: usize = 24;
 
 /// What a bar stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,15 +80,28 @@ pub(super) struct Timeline {
     pub(super) parts: Vec<(usize, &'static str)>,
     /// Requests that were over before the first column.
     pub(super) before: usize,
+    /// Requests below that a short one leaves out.
+    pub(super) hidden: usize,
 }
 
-pub(super) fn timeline(case: &Case<'_>) -> Option<Timeline> {
-    let run = case.run();
-    run.known.then(|| Timeline::new(case, &run))
+pub(super) fn timeline(case: &Case<'_>, detail: Detail) -> Option<Timeline> {
+    let mut run = case.run();
+    let mut hidden = 0;
+    if detail == Detail::Brief {
+        let all = run.below.len();
+        let cut = crash::cut(case, &run);
+        let matters = |below: &Below<'_>| {
+            let decided = cut.is_some_and(|cut| cut.undecided.contains(&below.info.key) && below.sent <= cut.at);
+            below.info.key.owner.0 != 0 || below.fault.is_some() || decided
+        };
+        run.below.retain(matters);
+        hidden = all.saturating_sub(run.below.len());
+    }
+    run.known.then(|| Timeline { hidden, ..Timeline::new(case, &run, detail) })
 }
 
 impl Timeline {
-    fn new(case: &Case<'_>, run: &Run<'_>) -> Self {
+    fn new(case: &Case<'_>, run: &Run<'_>, detail: Detail) -> Self {
         let mut moves: Vec<u64> = run.cuts.iter().map(|cut| cut.at).collect();
         for request in &run.requests {
             moves.extend([request.sent, request.ended].into_iter().flatten());
@@ -92,7 +111,8 @@ impl Timeline {
         }
         moves.sort_unstable();
         moves.dedup();
-        let moves = moves.split_off(moves.len().saturating_sub(SPAN_MAX));
+        let span = if detail == Detail::Brief { SPAN_SHORT } else { SPAN_MAX };
+        let moves = moves.split_off(moves.len().saturating_sub(span));
         let first = moves.first().copied().unwrap_or(0);
         let column = |at: u64| moves.partition_point(|&other| other < at);
         let mut all = Vec::new();
@@ -164,7 +184,12 @@ impl Timeline {
         all.sort_by_key(|(sent, below, ..)| (*sent, *below));
         let count = all.len();
         all.retain(|(_, _, ended, _)| ended.is_none_or(|ended| ended >= first));
+        if detail == Detail::Brief {
+            let more = all.len().saturating_sub(BARS_SHORT);
+            all.drain(..more);
+        }
         Self {
+            hidden: 0,
             before: count.saturating_sub(all.len()),
             bars: all.into_iter().map(|(.., bar)| bar).collect(),
             cuts: run.cuts.iter().map(|cut| column(cut.at)).collect(),

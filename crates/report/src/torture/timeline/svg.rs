@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use super::{Bar, Class, Lane, Timeline, timeline};
 use crate::map::{cut, markup};
 use crate::torture::Case;
+use crate::torture::text::Detail;
 
 const STYLE: &str = include_str!("svg.css");
 
@@ -23,7 +24,7 @@ const DISK_LANES_MAX: usize = 24;
 /// The timeline as an SVG document; empty if the run's events were not kept.
 #[must_use]
 pub fn svg(case: &Case<'_>) -> String {
-    match timeline(case) {
+    match timeline(case, Detail::Full) {
         Some(timeline) if !timeline.bars.is_empty() => Picture::new(&timeline).draw(&case.sentence()),
         _ => String::new(),
     }
@@ -88,7 +89,7 @@ impl<'a> Picture<'a> {
     fn name_parts(&mut self) {
         let mut ends: Vec<f64> = Vec::new();
         for &(from, part) in &self.timeline.parts {
-            let x = self.x(from);
+            let x = self.x_of_name(from, part);
             let end = x + part.chars().count() as f64 * LETTER + 12.0;
             let line = ends.iter().position(|until| *until < x).unwrap_or(ends.len());
             match ends.get_mut(line) {
@@ -102,6 +103,11 @@ impl<'a> Picture<'a> {
 
     fn x(&self, column: usize) -> f64 {
         LEFT + column as f64 * self.column
+    }
+
+    /// Where the name of a part begins: right of its line, as long as it ends within the picture.
+    fn x_of_name(&self, column: usize, part: &str) -> f64 {
+        (self.x(column) + 4.0).min(WIDTH - 8.0 - part.chars().count() as f64 * LETTER)
     }
 
     fn y(&self, lane: usize) -> f64 {
@@ -132,7 +138,7 @@ impl<'a> Picture<'a> {
                 out,
                 "<path class=\"tl-part\" d=\"M{x:.1} {:.1}V{bottom:.1}\"/><text class=\"tl-soft\" x=\"{:.1}\" y=\"{y}\">{}</text>",
                 y - 9.0,
-                x + 4.0,
+                self.x_of_name(*from, part),
                 markup(part)
             );
         }

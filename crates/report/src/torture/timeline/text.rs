@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::{Class, Lane, Timeline, timeline};
 use crate::text::{plural, safe};
 use crate::torture::Case;
+use crate::torture::text::Detail;
 
 /// The timeline; empty if the run's events were not kept.
 ///
@@ -13,18 +14,20 @@ use crate::torture::Case;
 ///     disk   1#1    ├●─✗         * write 0x100000..0x100200, fails: Input/output error
 /// ```
 #[must_use]
-pub fn text(case: &Case<'_>) -> String {
-    let Some(timeline) = timeline(case) else { return String::new() };
+pub fn text(case: &Case<'_>, detail: Detail) -> String {
+    let Some(timeline) = timeline(case, detail) else { return String::new() };
     let mut out = String::new();
     if timeline.before > 0 {
         let _ = writeln!(out, "  ({} were over before)", plural(timeline.before as u64, "request"));
     }
     let names = timeline.bars.iter().map(|bar| bar.name.len()).max().unwrap_or(1);
-    let mut parts = timeline.parts.iter().peekable();
+    let mut parts = timeline.parts.iter().map(|(from, part)| (*from, *part)).peekable();
     for bar in &timeline.bars {
+        let mut now = Vec::new();
         while let Some((_, part)) = parts.next_if(|(from, _)| *from <= bar.from) {
-            let _ = writeln!(out, "  · {part}");
+            now.push(part);
         }
+        out.push_str(&begins(&now));
         let lane = match bar.lane {
             Lane::Queue(queue) => format!("queue {queue}"),
             Lane::Image => "image".to_owned(),
@@ -35,11 +38,18 @@ pub fn text(case: &Case<'_>) -> String {
         let line = format!("  {lane:<9} {:>names$}  {} {mark} {}", bar.name, cells(&timeline, bar), safe(&what));
         let _ = writeln!(out, "{}", line.trim_end());
     }
-    for (_, part) in parts {
-        let _ = writeln!(out, "  · {part}");
+    out.push_str(&begins(&parts.map(|(_, part)| part).collect::<Vec<_>>()));
+    if timeline.hidden > 0 {
+        let hidden = plural(timeline.hidden as u64, "request");
+        let _ = writeln!(out, "  (without {hidden} below of opening, closing and the end)");
     }
     let _ = writeln!(out, "  {}", legend(&timeline));
     out
+}
+
+/// Parts of the run that begin here: `  · opens the image`.
+fn begins(parts: &[&str]) -> String {
+    if parts.is_empty() { String::new() } else { format!("  · {}\n", parts.join(" · ")) }
 }
 
 fn cells(timeline: &Timeline, bar: &super::Bar) -> String {

@@ -104,6 +104,7 @@ impl<'a> Run<'a> {
 
     pub(super) fn scene(&self) -> recover::Scene<'a> {
         recover::Scene {
+            halt: self.halt,
             target: self.target,
             spec: &self.plan.target,
             promises: self.promises,

@@ -8,7 +8,7 @@ use blkproof_sim::Owner;
 use super::Run;
 use crate::oracle::Ending;
 use crate::plan::{Act, CutPoint};
-use crate::run::events::What;
+use crate::run::events::{QUIET, What};
 use crate::run::finding::Finding;
 use crate::run::{client, now};
 
@@ -20,7 +20,7 @@ impl Run<'_> {
         }
         self.client.damage.set_quiet(true);
         self.client.phase.set("end");
-        self.client.log.note(|| What::Begins("faults stop; all is drained and read"));
+        self.client.log.note(|| What::Begins(QUIET));
         if !self.compare(false) {
             return;
         }
@@ -69,7 +69,7 @@ impl Run<'_> {
         self.client.oracle().submit(read, &Act::Read { range: whole, vector: Vec::new() });
         let touched = Rc::clone(&self.touched);
         for part in touched.pieces(size) {
-            if self.full() {
+            if self.full() || self.halt.moved() {
                 break;
             }
             let mut data = vec![0xcc; usize::try_from(part.len()).unwrap_or(0)];

@@ -50,7 +50,7 @@ impl Run<'_> {
         });
         while self.simulation.is_busy() {
             let Some(key) = self.simulation.choose() else { break };
-            if self.look_before(key) || self.simulation.steps() >= self.settings.steps {
+            if self.look_before(key) || self.halt.moved() || self.simulation.steps() >= self.settings.steps {
                 break;
             }
             self.take(key);

@@ -19,6 +19,7 @@ use crate::run::adversary::Damage;
 use crate::run::client::{self, Client};
 use crate::run::events::{Log, What};
 use crate::run::finding::Finding;
+use crate::run::halt::Halt;
 use crate::run::life::queues::Queues;
 use crate::run::panics::{Panic, caught};
 use crate::run::recover::Explorer;
@@ -26,8 +27,8 @@ use crate::run::touched::Touched;
 use crate::run::{Outcome, Settings, Stats};
 use crate::target::{Promises, Target, base_image};
 
-pub(super) fn go(plan: &Plan, target: &dyn Target, settings: &Settings) -> Outcome {
-    let mut run = match Run::new(plan, target, *settings) {
+pub(super) fn go(plan: &Plan, target: &dyn Target, settings: &Settings, halt: &Halt<'_>) -> Outcome {
+    let mut run = match Run::new(plan, target, *settings, halt) {
         Ok(run) => run,
         Err(text) => {
             let finding = Finding::new("create", "create", text);
@@ -62,6 +63,7 @@ struct Run<'a> {
     plan: &'a Plan,
     target: &'a dyn Target,
     settings: Settings,
+    halt: &'a Halt<'a>,
     promises: Promises,
     simulation: Simulation,
     disk: SimDisk,
@@ -96,7 +98,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(plan: &'a Plan, target: &'a dyn Target, settings: Settings) -> Result<Self, String> {
+    fn new(plan: &'a Plan, target: &'a dyn Target, settings: Settings, halt: &'a Halt<'a>) -> Result<Self, String> {
         let image = target.create(&plan.target)?;
         let base = plan.target.base.map(|size| Rc::new(base_image(size)));
         let mut simulation = Simulation::new(&plan.schedule);
@@ -126,6 +128,7 @@ impl<'a> Run<'a> {
             plan,
             target,
             settings,
+            halt,
             promises,
             simulation,
             disk,
@@ -187,7 +190,7 @@ impl<'a> Run<'a> {
             }
             self.take(key);
             self.after(key);
-            if self.look_after() {
+            if self.look_after() || self.halt.moved() {
                 return;
             }
             if self.simulation.steps() >= self.settings.steps {
@@ -207,8 +210,9 @@ impl<'a> Run<'a> {
         self.over || self.queues.done() || self.full()
     }
 
+    /// Whether there is no use in going on.
     fn full(&self) -> bool {
-        self.client.findings.borrow().len() >= self.settings.findings
+        self.halt.heard() || self.client.findings.borrow().len() >= self.settings.findings
     }
 
     // Requests.

@@ -18,6 +18,7 @@ use crate::finding::Signature;
 use crate::oracle::{AfterCrash, Ending, Oracle, Violation};
 use crate::plan::{Act, CutPoint, CutState, OpId, TargetSpec};
 use crate::run::finding::Finding;
+use crate::run::halt::Halt;
 use crate::run::panics::caught;
 use crate::run::touched::Touched;
 use crate::run::{Stats, now};
@@ -34,6 +35,7 @@ const STATES_OF_RECOVERY: usize = 8;
 
 /// A moment at which the power may go, and who is to cope with it.
 pub(in crate::run) struct Scene<'a> {
+    pub(in crate::run) halt: &'a Halt<'a>,
     pub(in crate::run) target: &'a dyn Target,
     pub(in crate::run) spec: &'a TargetSpec,
     pub(in crate::run) promises: Promises,
@@ -77,6 +79,9 @@ impl Explorer {
         let seed = blkproof_block::choice::hash(self.seed, number_of(point));
         let mut seen = BTreeSet::new();
         for name in scene.crash.names(budget, seed) {
+            if scene.halt.ask() {
+                return None;
+            }
             let Ok(state) = scene.crash.state(&name) else { continue };
             stats.states = stats.states.saturating_add(1);
             if !seen.insert(shape(&state)) {
@@ -155,6 +160,9 @@ impl Scene<'_> {
         // The power goes again while the image is opened: nobody was promised anything in between.
         for (index, crash) in moments.iter().enumerate() {
             for name in crash.names(STATES_OF_RECOVERY, index as u64) {
+                if self.halt.ask() {
+                    return None;
+                }
                 let Ok(state) = crash.state(&name) else { continue };
                 stats.states = stats.states.saturating_add(1);
                 stats.distinct = stats.distinct.saturating_add(1);
@@ -323,7 +331,7 @@ pub(in crate::run) fn judge_intact(
 }
 
 /// What a format check says, as a finding.
-pub(in crate::run) fn judge_check(verdict: Checked, leaks: bool, phase: &str) -> Option<Finding> {
+pub(crate) fn judge_check(verdict: Checked, leaks: bool, phase: &str) -> Option<Finding> {
     match verdict {
         Checked::Sound | Checked::Unchecked => None,
         Checked::Leaks(_) if leaks => None,
