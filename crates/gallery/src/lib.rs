@@ -16,7 +16,6 @@
 mod catalogue;
 pub mod drivers;
 mod mutant;
-pub mod snapshot;
 mod targets;
 mod threaded;
 

@@ -5,11 +5,10 @@ use blkproof_torture::target::{Checked, Content, Files, Opening, Promises, Targe
 use blkproof_torture::workload::{TargetInfo, Variant};
 
 use crate::mutant::plant;
-use crate::{Driver, Entry, Mutant, Need, catalogue};
+use crate::{Driver, Entry, Mutant, Need, Planted, catalogue};
 
 mod small;
 mod small_vdi;
-mod with_snapshot;
 
 mod copies {
     blkproof_torture::format_targets!(crate::formats);
@@ -82,17 +81,15 @@ impl Target for Planting {
 
     fn create(&self, spec: &TargetSpec) -> Result<Content, String> {
         plant(None);
-        match with_snapshot::asked(spec) {
-            Some(spec) => with_snapshot::create(&spec),
-            None if self.driver == Driver::Vdi && small_vdi::asked(spec) => small_vdi::create(spec),
-            None => self.copy().create(spec),
+        if self.driver == Driver::Vdi && small_vdi::asked(spec) {
+            return small_vdi::create(spec);
         }
+        self.copy().create(spec)
     }
 
     fn open(&self, files: Files, spec: &TargetSpec) -> Opening {
         plant(self.mutant());
-        let spec = with_snapshot::asked(spec).unwrap_or_else(|| spec.clone());
-        self.copy().open(files, &spec)
+        self.copy().open(files, spec)
     }
 
     fn grows(&self) -> bool {
@@ -105,6 +102,12 @@ impl Target for Planting {
 
     fn check(&self, image: &Content) -> Checked {
         self.copy().check(image)
+    }
+
+    /// By the copy without the defect.
+    fn intact(&self, image: &Content, spec: &TargetSpec) -> Result<(), String> {
+        let _sound = Planted::none();
+        self.copy().intact(image, spec)
     }
 
     /// The images of the driver in which the defect can be reached.
@@ -127,12 +130,9 @@ impl Target for Planting {
                 Need::Nothing => true,
                 Need::Base => variant.base,
                 Need::Beyond4GiB => variant.size > 1 << 32,
-                Need::Snapshot => !variant.base && variant.features.grow,
+                Need::Snapshot => variant.options.iter().any(|(name, value)| name == "snapshot" && value == "on"),
             };
             info.variants.retain(reaches);
-            if entry.need == Need::Snapshot {
-                info.variants.iter_mut().for_each(with_snapshot::ask);
-            }
         }
         info
     }

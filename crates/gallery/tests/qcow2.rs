@@ -320,7 +320,7 @@ fn m33() {
         block_on(qcow2.close()).unwrap();
         let mut bytes = vec![0; usize::try_from(disk.image().size()).unwrap()];
         disk.image().read(0, &mut bytes);
-        blkproof_gallery::snapshot::add(&mut bytes)?;
+        blkproof_torture::target::add_snapshot(&mut bytes)?;
         let disk = TestDisk::growing(0);
         disk.tamper(|content| content.write(0, &bytes));
         check(&disk, Format::Qcow2)?;

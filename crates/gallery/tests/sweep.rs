@@ -73,9 +73,9 @@ fn threads_change_nothing() {
 #[test]
 fn what_a_swept_seed_finds_is_shrunk() {
     let target = find("v1-map-before-data").unwrap();
-    let wanted = Campaign { sweep: true, runs: Some(60), ..Campaign::default() };
+    let wanted = Campaign { sweep: true, runs: Some(200), ..Campaign::default() };
     let results = campaign(&wanted, &target, &Silent);
-    let [found] = &results.found[..] else { panic!("{} seeds found nothing", results.seeds) };
+    let Some(found) = results.found.first() else { panic!("{} seeds found nothing", results.seeds) };
     let shrunk = found.shrunk.as_ref().unwrap();
     assert!(shrunk.minimal && shrunk.plan.ops.len() <= 4 && shrunk.plan.faults.named.len() == 1, "{}", shrunk.plan);
 }

@@ -92,7 +92,15 @@ pub fn fill_compressible(buf: &mut [u8], at: u64, op: OpId) {
 
 /// Fills `buf`, which lies at byte `at` of the base image, with what that holds.
 pub fn base_fill(buf: &mut [u8], at: u64) {
-    fill_slices(buf, at, |slice, at| write_slice(slice, at, BASE, 0, Body::Plain));
+    fill_slices(buf, at, |slice, at| write_slice(slice, at, BASE, 0, base_body(at)));
+}
+
+/// Every other 8 KiB of a base can be compressed, so that of clusters of any size some can.
+const fn base_body(at: u64) -> Body {
+    match at >> 13 & 1 {
+        0 => Body::Plain,
+        _ => Body::Compressible,
+    }
 }
 
 /// Whether `found`, which lies at byte `at`, is what `op` writes there.
@@ -102,7 +110,7 @@ pub fn is_written(found: &[u8], at: u64, op: OpId, body: Body) -> bool {
 
 /// Whether `found`, which lies at byte `at`, is what the base image holds there.
 pub fn is_base(found: &[u8], at: u64) -> bool {
-    same(found, at, |slice, at| write_slice(slice, at, BASE, 0, Body::Plain))
+    same(found, at, |slice, at| write_slice(slice, at, BASE, 0, base_body(at)))
 }
 
 /// Whether all bytes are zero.

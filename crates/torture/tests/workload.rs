@@ -77,6 +77,9 @@ fn words(plan: &Plan, index: usize, life: usize, target: &TargetInfo) -> Vec<Str
         Some(_) => add("drop late"),
         None => {}
     }
+    if matches!(op.act, Act::Resize { .. }) && op.drop_at.is_some() {
+        add("drop a resize");
+    }
     let Some(range) = op.act.range() else { return words };
     let cluster: u64 = plan.target.options[0].1.parse().unwrap();
     let variant = target.variants.iter().find(|variant| variant.cluster == cluster).unwrap();
@@ -203,9 +206,18 @@ fn counts() -> Counts {
         match plan.faults.named.as_slice() {
             [] if random.rate == 0 => add("no fault".to_owned()),
             [] => {}
-            [fault, ..] => {
-                add((if matches!(fault.at, FaultAt::Nth(_)) { "nth" } else { "nth of a kind" }).to_owned());
+            [fault, rest @ ..] => {
+                add((match fault.at {
+                    FaultAt::Nth(_) => "nth",
+                    FaultAt::NthOf(..) => "nth of a kind",
+                    FaultAt::Io(key) if key.owner.0 == 0 => "fault of an opening",
+                    FaultAt::Io(_) => "fault of an op",
+                })
+                .to_owned());
                 add((if fault.lasting { "lasting" } else { "once" }).to_owned());
+                if !rest.is_empty() {
+                    add("several faults".to_owned());
+                }
             }
         }
         if random.rate > 0 {
@@ -243,11 +255,11 @@ fn everything_occurs_and_no_seed_has_everything() {
         ("zeroes", 25, 400, 750),
         ("discard", 25, 350, 750),
         ("flush", 40, 600, 920),
-        ("drain", 1, 120, 350),
+        ("drain", 1, 100, 350),
         ("status", 10, 300, 650),
         ("resize", 2, 120, 400),
         ("reopen", 3, 250, 600),
-        ("cut", 2, 80, 300),
+        ("cut", 1, 60, 300),
         ("write fua", 40, 300, 750),
         ("write compressed", 15, 100, 450),
         ("zeroes fua", 4, 150, 600),
@@ -257,11 +269,12 @@ fn everything_occurs_and_no_seed_has_everything() {
         ("cut all-old", 0, 10, 200),
         ("cut all-new", 0, 10, 200),
         ("cut seed", 0, 20, 250),
-        ("after", 10, 250, 750),
+        ("after", 10, 250, 900),
         ("drop at once", 3, 150, 500),
         ("drop soon", 20, 200, 550),
         ("drop late", 3, 150, 500),
-        ("less than a sector", 20, 300, 950),
+        ("drop a resize", 0, 5, 100),
+        ("less than a sector", 20, 300, 1000),
         ("sectors", 200, 500, 1000),
         ("unaligned", 100, 500, 1000),
         ("whole clusters", 20, 300, 950),
@@ -327,6 +340,8 @@ fn everything_occurs_and_no_seed_has_everything() {
         ("no fault", 300),
         ("nth", 50),
         ("nth of a kind", 50),
+        ("fault of an op", 50),
+        ("several faults", 100),
         ("lasting", 50),
         ("once", 50),
         ("immediate true", 100),
@@ -381,7 +396,9 @@ fn requests_fit_the_disk_whatever_the_order() {
                 sizes.collect()
             };
             let here = resizes_of(&plan.ops[life..index]);
-            let sure = here.iter().rposition(|(at, _)| ended[*at]);
+            // One that is dropped has or has not happened, for ever.
+            let dropped = |at: usize| plan.ops[at].drop_at.is_some();
+            let sure = here.iter().rposition(|(at, _)| ended[*at] && !dropped(*at));
             let settled = sure.map_or(size_at_life, |at| here[at].1);
             let open = &here[sure.map_or(0, |at| at + 1)..];
             let least = open.iter().map(|(_, size)| *size).fold(settled, u64::min);
@@ -392,7 +409,8 @@ fn requests_fit_the_disk_whatever_the_order() {
             }
             if let Act::Resize { size } = op.act {
                 resizes += 1;
-                assert!(open.is_empty(), "seed {seed}: {op} overtakes a resize");
+                let over = open.iter().all(|(at, _)| ended[*at]);
+                assert!(over, "seed {seed}: {op} overtakes a resize");
                 for (at, other) in plan.ops[life..index].iter().enumerate() {
                     let fits = other.act.range().is_none_or(|range| range.end <= size);
                     assert!(fits || ended[at + life], "seed {seed}: {op} takes the ground from {other}");
@@ -400,7 +418,13 @@ fn requests_fit_the_disk_whatever_the_order() {
             }
             before.push(ended);
             if matches!(op.act, Act::Reopen | Act::Cut { .. }) {
-                size_at_life = resizes_of(&plan.ops[life..index]).last().map_or(size_at_life, |(_, size)| *size);
+                let here = resizes_of(&plan.ops[life..index]);
+                let dropped = here.iter().any(|(at, _)| plan.ops[*at].drop_at.is_some());
+                let mut sizes = here.iter().map(|(_, size)| *size);
+                size_at_life = match dropped {
+                    true => sizes.fold(size_at_life, u64::min),
+                    false => sizes.next_back().unwrap_or(size_at_life),
+                };
                 life = index + 1;
             }
         }
@@ -489,7 +513,7 @@ fn every_target_gets_plans_it_can_make_images_for() {
     for name in target::names() {
         let target = target::find(name).unwrap();
         let info = target.info();
-        assert_eq!(info.variants.iter().any(|variant| variant.base), (name == "qcow2"), "{name}");
+        assert!(info.variants.iter().any(|variant| variant.base), "{name}");
         let mut based = 0;
         for seed in 0..60 {
             let plan = generate(seed, &info, &Profile::QUICK);
@@ -499,6 +523,6 @@ fn every_target_gets_plans_it_can_make_images_for() {
                 panic!("{name}, seed {seed}: {error}: {:?}", plan.target);
             }
         }
-        assert_eq!(based > 10, (name == "qcow2"), "{name}: {based} of 60 over a base");
+        assert!(based > 5, "{name}: {based} of 60 over a base");
     }
 }

@@ -13,6 +13,9 @@ use super::units::index;
 /// Up to this size the copied bytes and the guest's are put together and written at once.
 const MERGE_MAX: u64 = 256 << 10;
 
+/// What a disk writes whole or not at all.
+const SECTOR: u64 = 512;
+
 /// Guest bytes around the guest's own: `start..at` and `end..stop`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Span {
@@ -39,18 +42,26 @@ impl<D: BlockDevice> Qcow2<D> {
         if fresh && self.is_zero_by_map(table, span.start, span.at) {
             span.start = span.at;
         }
+        // But for the rest of the sector: a file that ends within one lets a power cut that loses a later length of the
+        // file cut a sector in two.
+        let mut blank = false;
         if fresh && self.is_zero_by_map(table, span.end, span.stop) {
-            span.stop = span.end;
+            span.stop = span.end.checked_next_multiple_of(SECTOR).map_or(span.stop, |end| end.min(span.stop));
+            blank = true;
         }
         if span.start == span.at && span.end == span.stop {
             self.file.event(Event::WriteAio).await;
             return self.data_write(host, data).await.map_err(|e| e.rebase(host, span.at));
         }
-        self.file.event(Event::CowRead).await;
+        if !(blank && span.start == span.at) {
+            self.file.event(Event::CowRead).await;
+        }
         let mut head = vec![0; index(span.at - span.start)];
         self.read_inside(span.start, &mut head).await?;
         let mut tail = vec![0; index(span.stop - span.end)];
-        self.read_inside(span.end, &mut tail).await?;
+        if !blank {
+            self.read_inside(span.end, &mut tail).await?;
+        }
         let head_host = host - (span.at - span.start);
         if span.stop - span.start <= MERGE_MAX {
             let mut all = head;

@@ -86,6 +86,7 @@ pub(super) async fn perform(client: Rc<Client>, node: Node, op: Op) {
     let faults_before = client.damage.count();
     client.log.note(|| What::Sent(id));
     client.oracle().submit(id, &op.act);
+    let size = node.info().size;
     let result = match &op.act {
         Act::Read { range, vector } => read(&client, &node, id, *range, vector).await,
         Act::Write { range, fua, compressed } => {
@@ -114,10 +115,10 @@ pub(super) async fn perform(client: Rc<Client>, node: Node, op: Op) {
         Act::Resize { size } => node.resize(*size, Preallocation::Off).await,
         Act::Reopen | Act::Cut { .. } => Ok(()),
     };
-    finish(&client, &node, &op, result, faults_before);
+    finish(&client, &node, &op, result, faults_before, size);
 }
 
-fn finish(client: &Client, node: &Node, op: &Op, result: Result<()>, faults_before: usize) {
+fn finish(client: &Client, node: &Node, op: &Op, result: Result<()>, faults_before: usize, size: u64) {
     let id = op.id;
     client.log.note(|| What::Answered(id, result.as_ref().err().map(|error| error.errno)));
     match &result {
@@ -139,8 +140,9 @@ fn finish(client: &Client, node: &Node, op: &Op, result: Result<()>, faults_befo
                 Act::Write { fua, .. } | Act::Zeroes { fua, .. } => fua,
                 _ => false,
             };
-            // A resize may have failed that the request counted on.
-            let beyond = op.act.range().is_some_and(|range| range.end > node.info().size);
+            // A resize may have failed that the request counted on; another one may have come since.
+            let size = size.min(node.info().size);
+            let beyond = op.act.range().is_some_and(|range| range.end > size);
             let excused = refused || beyond || flushes && client.flush_failed.get();
             if !excused {
                 client.judge_error(Some(id), &format!("op {id} ({})", op.act.name()), error, faults_before);

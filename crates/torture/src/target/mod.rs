@@ -22,6 +22,10 @@
 pub mod formats;
 mod image;
 mod ours;
+mod snapshot;
+
+use std::cell::RefCell;
+use std::rc::Rc;
 
 use blkproof_block::LocalBoxFuture;
 pub use blkproof_block::Node;
@@ -31,6 +35,7 @@ pub use blkproof_sim::disk::Content;
 
 pub use self::image::{Checked, check_image};
 pub use self::ours::{Qcow2, Raw, Vdi, find, names};
+pub use self::snapshot::add as add_snapshot;
 use crate::oracle;
 use crate::plan::TargetSpec;
 use crate::stamp;
@@ -124,6 +129,15 @@ pub trait Target: Sync {
         false
     }
 
+    /// Whether what nobody may change is as it was (CM 5.7, I9): internal snapshots, say.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    fn intact(&self, image: &Content, spec: &TargetSpec) -> Result<(), String> {
+        let _ = (image, spec);
+        Ok(())
+    }
+
     /// The images worth trying, and what can be asked of them. By default one of 8 MiB, of which everything can be asked
     /// that the block contract has, but compression, other sizes and a base.
     fn info(&self) -> TargetInfo {
@@ -155,15 +169,30 @@ pub fn variant(options: &[(&str, &str)], size: u64, cluster: u64) -> Variant {
 
 /// A base image of that size, stamped all over (CM 3.3 (3)).
 pub fn base_image(size: u64) -> Content {
-    let mut content = Content::new(size);
-    let mut at = 0;
-    let mut buf = vec![0; 64 << 10];
-    while at < size {
-        let len = usize::try_from(size.saturating_sub(at)).unwrap_or(usize::MAX).min(buf.len());
-        let Some(part) = buf.get_mut(..len) else { break };
-        stamp::base_fill(part, at);
-        content.write(at, part);
-        at = at.saturating_add(len as u64);
-    }
+    let mut content = Content::over(longest(size));
+    content.set_size(size);
     content
+}
+
+thread_local! {
+    static LONGEST: RefCell<Rc<Content>> = RefCell::default();
+}
+
+/// The longest base image this thread has made, of `size` bytes at least. All of them begin alike, since what is written
+/// on a base tells its place and nothing else; stamping one anew for each run would take longer than most runs.
+fn longest(size: u64) -> Rc<Content> {
+    LONGEST.with_borrow_mut(|longest| {
+        if longest.size() < size {
+            let mut content = Rc::unwrap_or_clone(std::mem::take(longest));
+            let mut at = content.size();
+            let mut buf = vec![0; 64 << 10];
+            while at < size {
+                stamp::base_fill(&mut buf, at);
+                content.write(at, &buf);
+                at = content.size();
+            }
+            *longest = Rc::new(content);
+        }
+        Rc::clone(longest)
+    })
 }

@@ -3,7 +3,7 @@
 use blkproof_block::nodes::raw;
 use blkproof_fault::disk::{FlushError, Profile};
 
-use super::{Files, Node, Opening, Promises, Target, variant};
+use super::{Content, Files, Node, Opening, Promises, Target, base_image, variant};
 use crate::plan::TargetSpec;
 use crate::workload::{Features, TargetInfo, Variant};
 
@@ -31,6 +31,21 @@ impl Target for Raw {
         "raw"
     }
 
+    /// With the option `start=copied`, what would be the base image lies on the disk from the start.
+    fn create(&self, spec: &TargetSpec) -> Result<Content, String> {
+        match (&spec.options[..], spec.base) {
+            ([], _) => Ok(Content::new(spec.size)),
+            ([(name, value)], Some(base)) if name == "start" && value == "copied" => {
+                let mut content = base_image(base.min(spec.size));
+                content.set_size(spec.size);
+                Ok(content)
+            }
+            _ => {
+                Err("a raw image has no option but start=copied, which says that it starts as a copy of a base".into())
+            }
+        }
+    }
+
     fn open(&self, files: Files, _spec: &TargetSpec) -> Opening {
         Box::pin(async move { Ok(Node::new(raw::Raw::new(files.image))) })
     }
@@ -42,9 +57,11 @@ impl Target for Raw {
     fn info(&self) -> TargetInfo {
         let features = Features { compressed: false, ..Features::ALL };
         let disk = |size| Variant { features, size_alignment: 1, ..variant(&[], size, 4096) };
+        let copied =
+            Variant { base: true, features, size_alignment: 1, ..variant(&[("start", "copied")], 1 << 20, 4096) };
         TargetInfo {
             name: "raw".to_owned(),
-            variants: vec![disk(1 << 20), Variant { hot: vec![1 << 31, 1 << 32], ..disk(5 << 30) }],
+            variants: vec![disk(1 << 20), Variant { hot: vec![1 << 31, 1 << 32], ..disk(5 << 30) }, copied],
             profiles: vec![Profile::Ordered, Profile::Request, Profile::Block, Profile::Torn],
             blocks: vec![512, 4096],
             flush_errors: vec![FlushError::Keep, FlushError::Forget],

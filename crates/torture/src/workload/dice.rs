@@ -16,6 +16,7 @@ pub(super) enum Stream {
     Fault = 6,
     Schedule = 7,
     Crash = 8,
+    Motif = 9,
 }
 
 /// The decisions about one subject.

@@ -120,7 +120,7 @@ impl Place<'_> {
     }
 
     /// Within the limit, aligned, and not empty.
-    fn fit(&self, start: u64, end: u64) -> ByteRange {
+    pub(super) fn fit(&self, start: u64, end: u64) -> ByteRange {
         let unit = self.alignment();
         let limit = self.limit - self.limit % unit;
         let start = (start - start % unit).min(limit.saturating_sub(unit));

@@ -7,6 +7,8 @@ use blkproof_block::ByteRange;
 
 use super::dice::{Dice, Stream};
 use super::geometry::Geometry;
+use super::info::Features;
+use super::motif::{self, Step};
 use super::profile::Profile;
 
 /// What an op does.
@@ -63,6 +65,13 @@ pub(super) struct Swarm {
     pub(super) units: Vec<u64>,
     pub(super) random_faults: bool,
     pub(super) named_fault: bool,
+    /// Ops that begin a motif.
+    pub(super) motifs: u32,
+    pub(super) motif_kinds: Vec<(&'static [Step], u64)>,
+    /// Requests of a motif that wait for the one before them.
+    pub(super) in_turn: u32,
+    /// Resizes may be dropped: from the first on, nobody knows the size.
+    pub(super) unsure: bool,
 }
 
 impl Swarm {
@@ -95,9 +104,38 @@ impl Swarm {
             arena,
             units,
             random_faults: faults && dice.chance(21, 750),
-            named_fault: faults && dice.chance(22, 450),
+            named_fault: faults && dice.chance(22, 700),
+            motifs: rate(12, true, 350, &[50, 150, 400, 1000]),
+            motif_kinds: motif_kinds(Dice::new(seed, Stream::Swarm, 5)),
+            in_turn: dice.pick(13, &[0, 100, 400, 900]).unwrap_or(0),
+            unsure: dice.chance(14, 200),
         }
     }
+
+    /// Whether a motif may have a request of this kind: a seed that leaves a kind out leaves it out of motifs too, but
+    /// for what little can be done without.
+    pub(super) fn able(&self, kind: Kind, features: &Features) -> bool {
+        let wanted = self.kinds.iter().any(|(own, _)| *own == kind);
+        match kind {
+            Kind::Read | Kind::Write | Kind::Flush => true,
+            Kind::Reopen => features.reopen,
+            Kind::Zeroes => features.zeroes && (wanted || self.motifs >= 400),
+            Kind::Discard => features.discard && (wanted || self.motifs >= 400),
+            Kind::Resize => features.grow || features.shrink,
+            Kind::Drain | Kind::Status | Kind::Cut => wanted,
+        }
+    }
+}
+
+/// Some of the motifs, with wild weights.
+fn motif_kinds(dice: Dice) -> Vec<(&'static [Step], u64)> {
+    let mut kinds = Vec::new();
+    for (number, (steps, weight)) in (0_u64..).zip(motif::ALL) {
+        if dice.chance(number << 8, 600) {
+            kinds.push((steps, weight * dice.pick(number << 8 | 1, &[1, 2, 4, 8]).unwrap_or(1)));
+        }
+    }
+    if kinds.is_empty() { motif::ALL.to_vec() } else { kinds }
 }
 
 /// Short plans are the commoner ones: each factor of two is as likely as the next.

@@ -60,7 +60,7 @@ impl Run<'_> {
             }
             None => return false,
         }
-        self.disk.set_instant(true);
+        self.set_instant(true);
         // These reads take no moves, and are many.
         let noted = self.client.log.switch(false);
         let size = node.info().size;
@@ -86,7 +86,7 @@ impl Run<'_> {
             }
         }
         self.client.oracle().end(read, Ending::Done);
-        self.disk.set_instant(false);
+        self.set_instant(false);
         self.client.log.switch(noted);
         !self.full()
     }

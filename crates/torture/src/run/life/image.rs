@@ -7,8 +7,8 @@ use std::rc::Rc;
 use blkproof_block::graph::OpenError;
 use blkproof_block::nodes::raw;
 use blkproof_block::{BlockDevice as _, Node};
+use blkproof_sim::Owner;
 use blkproof_sim::disk::{Content, DiskOptions};
-use blkproof_sim::{Owner, SimDisk};
 
 use super::Run;
 use crate::plan::OpId;
@@ -24,10 +24,20 @@ const OPENS_MAX: u32 = 4;
 type Slot<T> = Rc<RefCell<Option<T>>>;
 
 impl Run<'_> {
-    pub(super) fn base_node(&self) -> Option<Node> {
+    /// The base image on a disk of its own, whose requests move and fail as those of the image do.
+    pub(super) fn base_node(&mut self) -> Option<Node> {
         let content = Content::over(Rc::clone(self.base.as_ref()?));
-        let disk = SimDisk::instant(DiskOptions { read_only: true, ..DiskOptions::new(content) });
+        let disk = self.simulation.disk(DiskOptions { read_only: true, ..DiskOptions::new(content) });
+        disk.set_adversary(Some(self.client.damage.adversary()));
+        self.base_disk = Some(disk.clone());
         Some(Node::new(raw::Raw::new(disk)))
+    }
+
+    /// Requests below are done when they are sent, or again by moves.
+    pub(super) fn set_instant(&self, instant: bool) {
+        for disk in [Some(&self.disk), self.base_disk.as_ref()].into_iter().flatten() {
+            disk.set_instant(instant);
+        }
     }
 
     /// Runs `work` as a task of `owner` while nothing else is going on.
@@ -122,8 +132,11 @@ impl Run<'_> {
         self.stats.checks = self.stats.checks.saturating_add(1);
         let errors = self.client.damage.count() > 0 || self.stats.drops > 0 || !clean;
         let leaks = errors && self.promises.leaks_after_error || self.lives > 1 && self.promises.leaks_after_crash;
-        let verdict = self.target.check(&self.disk.content());
-        if let Some(finding) = recover::judge_check(verdict, leaks, "close") {
+        let content = self.disk.content();
+        let verdict = self.target.check(&content);
+        let damaged = recover::judge_check(verdict, leaks, "close");
+        let found = damaged.or_else(|| recover::judge_intact(self.target, &content, &self.plan.target, "close"));
+        if let Some(finding) = found {
             self.report(finding);
         }
     }

@@ -68,6 +68,8 @@ struct Run<'a> {
     simulation: Simulation,
     disk: SimDisk,
     base: Option<Rc<Content>>,
+    /// The disk that the base lies on while the image is open.
+    base_disk: Option<SimDisk>,
     client: Rc<Client>,
     node: Option<Node>,
     places: Vec<Place>,
@@ -131,6 +133,7 @@ impl<'a> Run<'a> {
             simulation,
             disk,
             base,
+            base_disk: None,
             client,
             node: None,
             places: vec![Place::Waits; plan.ops.len()],
@@ -169,6 +172,7 @@ impl<'a> Run<'a> {
         }
         while !self.done() {
             self.launch();
+            // The plan's own power cut was just before a request that was to be sent.
             if self.over {
                 return;
             }
@@ -217,6 +221,9 @@ impl<'a> Run<'a> {
     fn launch(&mut self) {
         for index in self.queues.heads() {
             let Some(op) = self.plan.ops.get(index) else { break };
+            if self.over {
+                return;
+            }
             if self.places.get(index) == Some(&Place::Waits) && self.is_free(op) {
                 self.send(index);
             }

@@ -131,7 +131,9 @@ impl Scene<'_> {
         if self.check {
             stats.checks = stats.checks.saturating_add(1);
             let verdict = self.target.check(&content);
-            if let Some(finding) = judge_check(verdict, self.promises.leaks_after_crash, "recovery") {
+            let damaged = judge_check(verdict, self.promises.leaks_after_crash, "recovery");
+            let found = damaged.or_else(|| judge_intact(self.target, &content, self.spec, "recovery"));
+            if let Some(finding) = found {
                 return Some(Finding { text: format!("after a power cut {}", finding.text), ..finding });
             }
         }
@@ -299,8 +301,11 @@ impl Scene<'_> {
         if self.check {
             stats.checks = stats.checks.saturating_add(1);
             // What leaked at the cut may stay leaked.
-            let verdict = self.target.check(&disk.content());
-            if let Some(finding) = judge_check(verdict, self.promises.leaks_after_crash, "recovery") {
+            let content = disk.content();
+            let verdict = self.target.check(&content);
+            let damaged = judge_check(verdict, self.promises.leaks_after_crash, "recovery");
+            let found = damaged.or_else(|| judge_intact(self.target, &content, self.spec, "recovery"));
+            if let Some(finding) = found {
                 return Some(Finding { text: format!("closed after a power cut, {}", finding.text), ..finding });
             }
         }
@@ -312,6 +317,17 @@ impl Scene<'_> {
             }
         }
     }
+}
+
+/// What became of what nobody may change, as a finding (CM 5.7, I9).
+pub(in crate::run) fn judge_intact(
+    target: &dyn Target,
+    image: &Content,
+    spec: &TargetSpec,
+    phase: &str,
+) -> Option<Finding> {
+    let text = target.intact(image, spec).err()?;
+    Some(Finding::new("I9", phase, format!("what nobody may change is not as it was: {text}")))
 }
 
 /// What a format check says, as a finding.

@@ -2,7 +2,7 @@
 //!
 //! Our driver keeps snapshots and makes none, so that an image with one has to come from elsewhere. This is what `qemu-img
 //! snapshot -c` does, for images whose counts are 16 bits wide and fit into one refcount block, as those of small disks
-//! do (qcow2 specification, "Snapshots").
+//! do (qcow2 specification, "Snapshots"). [`reverted`] is what `snapshot -a` would do, to see what the snapshot holds.
 
 const COPIED: u64 = 1 << 63;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -112,4 +112,39 @@ pub fn add(bytes: &mut Vec<u8>) -> Result<(), String> {
     image.put(table + 56, b"1s")?;
     image.put(60, &1u32.to_be_bytes())?;
     image.put(64, &table.to_be_bytes())
+}
+
+/// Makes the guest's disk in `header` that of the first snapshot, with which nothing else is to be done than to read it.
+/// `bytes_at` reads words of the image.
+///
+/// # Errors
+/// In words, if there is no such snapshot.
+pub(super) fn reverted(header: &mut [u8], bytes_at: impl Fn(u64, &mut [u8])) -> Result<(), String> {
+    let half = |bytes: &[u8], at: usize| {
+        bytes.get(at..at + 4).and_then(|part| part.try_into().ok()).map_or(0, u32::from_be_bytes)
+    };
+    if half(header, 60) != 1 {
+        return Err(format!("the image has {} snapshots instead of one", half(header, 60)));
+    }
+    let table = u64::from(half(header, 64)) << 32 | u64::from(half(header, 68));
+    let mut entry = [0; 56];
+    bytes_at(table, &mut entry);
+    let (version, [.., a, b, c, d, e, f, g, h]) = (half(header, 4), entry);
+    // The table of the snapshot, the size of its disk; no other snapshot, and nothing to be repaired.
+    let mut put = |at: usize, bytes: &[u8]| {
+        if let Some(place) = header.get_mut(at..at.saturating_add(bytes.len())) {
+            place.copy_from_slice(bytes);
+        }
+    };
+    put(24, &[a, b, c, d, e, f, g, h]);
+    put(36, &entry[8..12]);
+    put(40, &entry[..8]);
+    put(60, &[0; 12]);
+    if version >= 3 {
+        // Bits 0 and 1 of the incompatible features: dirty, corrupt.
+        if let Some(bits) = header.get_mut(79) {
+            *bits &= !3;
+        }
+    }
+    Ok(())
 }
