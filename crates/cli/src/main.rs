@@ -100,7 +100,13 @@ fn main() -> ExitCode {
         let CheckCommand::Check(args) = parse_check(&words).command;
         return check::run(args);
     }
-    match Cli::parse_from(&words).command {
+    run(&words)
+}
+
+/// Every other command. Apart from `main`, whose stack `check` has to carry too.
+#[inline(never)]
+fn run(words: &[OsString]) -> ExitCode {
+    match Cli::parse_from(words).command {
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(&args),
         Command::DiffMeta(args) => diff_meta::run(&args),

@@ -73,6 +73,14 @@ pub(super) fn list() -> Vec<Listed> {
     all
 }
 
+/// Where a name may be missing from a list, why.
+fn without_gallery() -> &'static str {
+    match cfg!(feature = "gallery") {
+        true => "",
+        false => " (this program was built without the gallery of planted bugs: --features gallery)",
+    }
+}
+
 /// For clap: the name of a driver.
 pub(crate) fn parse(name: &str) -> Result<String, String> {
     if find(name).is_some() || super::threads::find(name).is_some() {
@@ -81,7 +89,7 @@ pub(crate) fn parse(name: &str) -> Result<String, String> {
     // What begins like it may have been meant.
     let close: Vec<_> = list().into_iter().map(|listed| listed.name).filter(|other| other.starts_with(name)).collect();
     Err(match close.as_slice() {
-        [] => "there is no such driver; 'blkproof torture --list-targets' lists them".to_owned(),
+        [] => format!("there is no such driver; 'blkproof torture --list-targets' lists them{}", without_gallery()),
         close => format!("there is no such driver; did you mean {}?", close.join(" or ")),
     })
 }
